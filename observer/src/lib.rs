@@ -1,0 +1,8 @@
+//! The user half of `observer`. Read `agent.rs` first.
+
+pub mod config;
+pub mod identity;
+pub mod signal;
+pub mod snapshot;
+pub mod telemetry;
+pub mod top;

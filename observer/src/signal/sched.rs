@@ -1,0 +1,106 @@
+//! Scheduler and event-loop stalls: who waits for a CPU, who is blocked on what, and which event loop does not turn.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{config::Setting, signal::Signal, snapshot::Snapshot, telemetry::Metric, top::Table};
+
+/// Registry entry.
+pub const SIGNAL: Signal = Signal {
+    name: "sched",
+    help: "run-queue delay, off-CPU stalls, D state, CPU quota and steal, event-loop gaps",
+    metrics: METRICS,
+    settings: SETTINGS,
+    table,
+};
+const METRICS: &[&Metric] = &[];
+const SETTINGS: &[Setting] = &[];
+
+/// What `top` and the JSON snapshot show of stalls.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct View {
+    /// Watched threads, those with an open gap first, then by run-queue delay; bounded by
+    /// [`crate::snapshot::MAX_ROWS`].
+    pub threads: Vec<Thread>,
+    /// Threads watched.
+    pub watched: u64,
+    /// Tasks of the host in uninterruptible sleep for more than a second.
+    pub blocked: Vec<BlockedTask>,
+    /// CPU cgroups with a quota that throttled.
+    pub throttled: Vec<CpuCgroup>,
+    /// Share of the last second that the hypervisor took, over all CPUs, 0 to 1.
+    pub steal_ratio: f64,
+    /// Share of the last second that all CPUs were busy, 0 to 1.
+    pub busy_ratio: f64,
+    /// Stalls seen since the agent started.
+    pub stalls: u64,
+}
+
+/// One watched thread.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Thread {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Thread name.
+    pub name: String,
+    /// Share of the last second on a CPU, 0 to 1.
+    pub on_cpu_ratio: f64,
+    /// Share of the last second runnable but waiting for a CPU, 0 to 1.
+    pub run_delay_ratio: f64,
+    /// Run-queue delay since the agent started to watch it.
+    pub run_delay_ns: u64,
+    /// Set if the thread turns an event loop on epoll.
+    pub event_loop: Option<EventLoop>,
+}
+
+/// Gaps of an event loop: from its wake-up to its next wait in epoll.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct EventLoop {
+    /// Turns since the agent started to watch it.
+    pub turns: u64,
+    /// Gaps over the threshold.
+    pub gaps: u64,
+    /// The longest gap of the last minute.
+    pub max_ns: u64,
+    /// Length so far of the gap that is still open; 0 while the loop waits for events.
+    pub open_ns: u64,
+    /// Part of the open gap on a CPU.
+    pub open_on_cpu_ns: u64,
+    /// Part of the open gap waiting for a CPU.
+    pub open_waiting_ns: u64,
+    /// Part of the open gap blocked (I/O, lock, page fault, sleep).
+    pub open_blocked_ns: u64,
+}
+
+/// A task in uninterruptible sleep.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct BlockedTask {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id.
+    pub tid: u32,
+    /// Thread name.
+    pub name: String,
+    /// For how long at least.
+    pub blocked_ns: u64,
+    /// Kernel functions, innermost first.
+    pub stack: Vec<String>,
+}
+
+/// A CPU cgroup with a quota.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct CpuCgroup {
+    /// Path below the hierarchy's root.
+    pub path: String,
+    /// Periods that were throttled since boot.
+    pub throttled_periods: u64,
+    /// Time throttled since boot.
+    pub throttled_ns: u64,
+    /// Share of the last second's periods that were throttled, 0 to 1.
+    pub throttled_ratio: f64,
+}
+
+fn table(_snapshot: &Snapshot) -> Table {
+    Table::default()
+}

@@ -1,0 +1,130 @@
+//! TCP lifetimes: the ledger of every connection to a database or Redis, with its owner, age and state.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{config::Setting, signal::Signal, snapshot::Snapshot, telemetry::Metric, top::Table};
+
+/// Registry entry.
+pub const SIGNAL: Signal = Signal {
+    name: "tcp",
+    help: "every connection to a database or Redis: owner, age, bytes, and what it waits for",
+    metrics: METRICS,
+    settings: SETTINGS,
+    table,
+};
+const METRICS: &[&Metric] = &[];
+const SETTINGS: &[Setting] = &[];
+
+/// What `top` and the JSON snapshot show of connections.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct View {
+    /// Open connections; bounded by [`crate::snapshot::MAX_ROWS`], the longest waiting first.
+    pub connections: Vec<Connection>,
+    /// Open connections, also those beyond the bound.
+    pub connection_count: u64,
+    /// Counts per process and endpoint.
+    pub endpoints: Vec<Endpoint>,
+    /// Connections opened since the agent started.
+    pub opened: u64,
+    /// Connections closed since the agent started.
+    pub closed: u64,
+}
+
+/// What a connection does at the moment, from the socket alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activity {
+    /// Handshake not finished.
+    Connecting,
+    /// Data went out last and no answer has come.
+    Waiting,
+    /// An answer lies in the receive queue and the process does not read it.
+    Unread,
+    /// Data moved within the last second.
+    #[default]
+    Active,
+    /// Nothing in flight either way.
+    Idle,
+    /// Sent data is not acknowledged; the peer or the path may be dead.
+    HalfOpen,
+    /// The peer's window is closed: it is alive and does not read.
+    ZeroWindow,
+    /// One side has closed, the other has not.
+    Closing,
+}
+
+/// One open connection.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Connection {
+    /// Owner: the process that connected or accepted; 0 if not known.
+    pub pid: u32,
+    /// Its command name.
+    pub name: String,
+    /// `client` (connected) or `server` (accepted).
+    pub role: String,
+    /// `postgresql`, `mysql`, `redis`, ... (OpenTelemetry `db.system.name`).
+    pub system: String,
+    /// Peer address.
+    pub peer_address: String,
+    /// Peer port.
+    pub peer_port: u16,
+    /// Name of the peer in DNS answers seen on this host, else empty.
+    pub peer_name: String,
+    /// Local address.
+    pub local_address: String,
+    /// Local port.
+    pub local_port: u16,
+    /// TCP state, as `ESTABLISHED`.
+    pub state: String,
+    /// What it does.
+    pub activity: Activity,
+    /// How long it has done that.
+    pub activity_ns: u64,
+    /// Since connect or accept, or since it was first seen if older than the agent.
+    pub age_ns: u64,
+    /// Whether it is older than the agent, so that `age_ns` is a lower bound.
+    pub preexisting: bool,
+    /// Payload bytes sent.
+    pub sent_bytes: u64,
+    /// Payload bytes received.
+    pub received_bytes: u64,
+    /// Smoothed round trip time.
+    pub srtt_ns: u64,
+    /// Segments retransmitted.
+    pub retransmits: u64,
+    /// Since data was last sent; `None` if never.
+    pub last_send_ns: Option<u64>,
+    /// Since data was last received; `None` if never.
+    pub last_receive_ns: Option<u64>,
+}
+
+/// Connections of one process to one endpoint.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Owner.
+    pub pid: u32,
+    /// Its command name.
+    pub name: String,
+    /// `db.system.name`.
+    pub system: String,
+    /// DNS name if known, else the address.
+    pub address: String,
+    /// Peer port.
+    pub port: u16,
+    /// Open connections.
+    pub open: u64,
+    /// Of these, waiting for a reply.
+    pub waiting: u64,
+    /// Of these, with a reply unread.
+    pub unread: u64,
+    /// Of these, idle.
+    pub idle: u64,
+    /// Of these, half open or with a zero window.
+    pub stuck: u64,
+    /// The longest wait for a reply.
+    pub longest_wait_ns: u64,
+}
+
+fn table(_snapshot: &Snapshot) -> Table {
+    Table::default()
+}
