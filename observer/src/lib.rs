@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod identity;
+pub mod kernel;
 pub mod signal;
 pub mod snapshot;
 pub mod telemetry;
