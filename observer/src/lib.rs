@@ -1,5 +1,6 @@
 //! The user half of `observer`. Read `agent.rs` first.
 
+pub mod cli;
 pub mod config;
 pub mod identity;
 pub mod signal;
