@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod identity;
 pub mod signal;
 pub mod snapshot;
