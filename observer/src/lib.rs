@@ -4,6 +4,7 @@ pub mod cli;
 pub mod config;
 pub mod host;
 pub mod control;
+pub mod export;
 pub mod identity;
 pub mod kernel;
 pub mod signal;
