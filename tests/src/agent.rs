@@ -33,15 +33,26 @@ pub fn find_binary() -> Result<PathBuf, String> {
 
 /// A command of the binary, free of the settings of whoever runs the tests.
 pub fn command<S: AsRef<OsStr>>(state: &Path, args: &[S]) -> Command {
-    let mut command = Command::new(find_binary().unwrap_or_else(|error| panic!("{error}")));
+    let mut command = Command::new(binary());
+    prepare(&mut command, state);
+    command.args(args);
+    command
+}
+
+/// The binary, which must be there.
+pub fn binary() -> PathBuf {
+    find_binary().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Gives a command the state directory and takes the settings of whoever runs the tests away from it.
+pub fn prepare(command: &mut Command, state: &Path) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("OBSERVER_") || text.starts_with("OTEL_") {
             command.env_remove(&name);
         }
     }
-    command.args(args).env("OBSERVER_STATE_DIR", state).current_dir(state);
-    command
+    command.env("OBSERVER_STATE_DIR", state).current_dir(state);
 }
 
 /// Runs the binary to its end.

@@ -65,7 +65,9 @@ fn capabilities() -> u64 {
 }
 
 fn lock() -> File {
-    let path = std::env::temp_dir().join("observer-tests.lock");
+    // One file a user: a sticky directory lets root not open the file of another (fs.protected_regular).
+    let user = rustix::process::geteuid().as_raw();
+    let path = std::env::temp_dir().join(format!("observer-tests-{user}.lock"));
     let file = File::create(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     file.lock().expect("the lock file can be locked");
     file
