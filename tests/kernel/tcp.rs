@@ -1,6 +1,6 @@
 //! TCP lifetimes: every connection once, with its owner, its length and its bytes, and what it waits for.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 
 use observer::{
     signal::tcp::{Activity, Connection},
@@ -8,7 +8,7 @@ use observer::{
 };
 use observer_tests::{
     agent::Agent,
-    monotonic_ns, needs,
+    dns, monotonic_ns, needs,
     otlp::{Span, Telemetry, int_of, is_true, str_of},
     postgres::{self, Postgres},
     program::Program,
@@ -215,4 +215,57 @@ fn wait_activity(agent: &Agent, port: u16, activity: Activity, age: Duration) ->
             .filter(|row| row.activity == activity && Duration::from_nanos(row.activity_ns) >= age)
     };
     agent.wait_snapshot(&format!("{activity:?} for {age:?}"), seconds(15), found)
+}
+
+#[test]
+fn an_endpoint_is_recognised_by_its_name_in_dns() {
+    let test = "tcp::an_endpoint_is_recognised_by_its_name_in_dns";
+    let Some(_host) = needs::host(test, &["redis-server"]) else { return };
+    let redis = Redis::start();
+    let agent = Agent::start(&[]);
+    let name = "cart.ab1cde.0001.euw1.cache.amazonaws.com";
+    dns::resolve(name, Ipv4Addr::LOCALHOST);
+    // Names are learned a moment after the answer, so a connection may come too early: each look follows a new one.
+    let mut clients = Vec::new();
+    let row = agent.wait_snapshot("a connection with a name", seconds(10), |snapshot| {
+        clients.push(redis::Client::connect(redis.port).unwrap());
+        let mut rows = snapshot.tcp.connections.iter();
+        rows.find(|row| row.peer_port == redis.port && row.role == "client").cloned()
+    });
+    assert_eq!((row.peer_name.as_str(), row.system.as_str()), (name, "redis"), "{row:?}");
+    agent.stop();
+}
+
+#[test]
+fn a_long_connection_gives_segments_while_it_is_open() {
+    let test = "tcp::a_long_connection_gives_segments_while_it_is_open";
+    let Some(_host) = needs::host(test, &["redis-server"]) else { return };
+    let redis = Redis::start();
+    let agent = Agent::start(&[
+        ("OBSERVER_TCP_PORTS", &redis.port.to_string()),
+        ("OBSERVER_TCP_SEGMENT", "1s"),
+    ]);
+    let mut client = redis::Client::connect(redis.port).unwrap();
+    let open = |telemetry: &Telemetry| -> Vec<Span> {
+        let spans = telemetry.spans_named("tcp connection");
+        let local = i64::from(client.wire.local_port());
+        let ours = spans.filter(|span| int_of(&span.attrs, "network.local.port") == local);
+        ours.filter(|span| str_of(&span.attrs, "observer.tcp.role") == "client").cloned().collect()
+    };
+    let segments = agent.wait_telemetry("three segments", seconds(10), |telemetry| {
+        Some(open(telemetry)).filter(|spans| spans.len() >= 3)
+    });
+    for (index, pair) in segments.windows(2).enumerate() {
+        assert!(pair.iter().all(|span| is_true(&span.attrs, "observer.tcp.open")), "{pair:?}");
+        assert!(pair[1].start_unix_ns >= pair[0].end_unix_ns, "{index}: {pair:?}");
+    }
+    client.command(&["PING"]).unwrap();
+    let port = client.wire.local_port();
+    let record = client.close();
+    let last = agent.wait_telemetry("the last span", seconds(5), |telemetry| {
+        let mut spans = client_spans(telemetry, redis.port);
+        spans.find(|span| int_of(&span.attrs, "network.local.port") == i64::from(port)).cloned()
+    });
+    assert!(int_of(&last.attrs, "observer.tcp.segment") >= 3, "{last:?} {record:?}");
+    agent.stop();
 }
