@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use observer_tests::agent;
 use tempfile::TempDir;
@@ -88,6 +88,16 @@ fn bad_flags_are_refused_with_usage() {
     ] {
         refused(&agent::output(state.path(), args), &[text]);
     }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    let state = TempDir::new().unwrap();
+    let mut command = agent::command(state.path(), &["config"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{}", output.status);
 }
 
 #[test]

@@ -26,17 +26,28 @@ type Made = (&'static str, Block);
 
 #[test]
 fn every_block_of_an_event_loop_is_found() {
-    let Some(_host) = needs::host("sched::every_block_of_an_event_loop_is_found", &["node"]) else {
-        return;
-    };
+    let blocks = [50, 100, 500, 1000, 2000, 5000].map(|ms| ("spin", ms));
+    check_blocks("sched::every_block_of_an_event_loop_is_found", &blocks);
+}
+
+#[test]
+fn a_block_on_a_lock_is_found() {
+    check_blocks("sched::a_block_on_a_lock_is_found", &[("wait", 50), ("wait", 500)]);
+}
+
+/// Node waits for the child in a second event loop on the same thread: the thread is in epoll, but not in its own.
+#[test]
+fn a_block_on_a_child_process_is_found() {
+    check_blocks("sched::a_block_on_a_child_process_is_found", &[("exec", 300), ("exec", 1000)]);
+}
+
+fn check_blocks(test: &str, blocks: &[(&'static str, u64)]) {
+    let Some(_host) = needs::host(test, &["node"]) else { return };
     let blocker = Blocker::start();
     let agent = Agent::start(&[]);
     let pid = blocker.node.program.pid();
     wait_loop(&agent, pid, |_| true);
-    let spins = [50, 100, 500, 1000, 2000, 5000].map(|ms| ("spin", ms));
-    let others = [("wait", 50), ("wait", 500), ("exec", 300), ("exec", 1000)];
-    let made: Vec<Made> =
-        spins.iter().chain(&others).map(|(how, ms)| (*how, blocker.block(how, *ms))).collect();
+    let made: Vec<Made> = blocks.iter().map(|(how, ms)| (*how, blocker.block(how, *ms))).collect();
 
     agent.wait_telemetry("a span for each block", seconds(10), |telemetry| {
         (stalls(telemetry, pid).len() >= made.len()).then_some(())
