@@ -61,6 +61,10 @@ pub struct Watch {
     pub sleeps: u64,
     /// Turns over the threshold.
     pub gaps: u64,
+    /// Sum of all turns.
+    pub total_ns: u64,
+    /// The longest turn.
+    pub max_ns: u64,
     /// For [`CALIBRATE`]: CLOCK_MONOTONIC at the instant of [`Watch::left_clock`].
     pub calibration_ktime_ns: u64,
     /// Turns by length, see [`crate::histogram`].

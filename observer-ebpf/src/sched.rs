@@ -143,6 +143,8 @@ fn end_turn(watch: &mut Watch, task: Object, now: u64) {
         return;
     }
     let duration_ns = now.saturating_sub(watch.turn_clock);
+    watch.total_ns += duration_ns;
+    watch.max_ns = if duration_ns > watch.max_ns { duration_ns } else { watch.max_ns };
     let bucket = histogram::bucket(duration_ns) as usize;
     if let Some(count) = watch.histogram.get_mut(bucket) {
         *count += 1;
