@@ -5,5 +5,6 @@ pub mod host;
 pub mod identity;
 pub mod signal;
 pub mod snapshot;
+pub mod symbolize;
 pub mod telemetry;
 pub mod top;
