@@ -1,6 +1,7 @@
 //! The user half of `observer`. Read `agent.rs` first.
 
 pub mod config;
+pub mod dns;
 pub mod host;
 pub mod identity;
 pub mod signal;
