@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod dns;
 pub mod host;
 pub mod control;
 pub mod export;
@@ -9,5 +10,6 @@ pub mod identity;
 pub mod kernel;
 pub mod signal;
 pub mod snapshot;
+pub mod symbolize;
 pub mod telemetry;
 pub mod top;

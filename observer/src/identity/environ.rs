@@ -1,6 +1,6 @@
 //! What the environment that a process was started with tells of its service and of PM2.
 //!
-//! PM2 (as its source has it, versions 5 and 6): in fork mode `lib/God/ForkMode.js` passes every scalar of the app's
+//! PM2 (as its source has it, and as 7.0.4 does it): in fork mode `lib/God/ForkMode.js` passes every scalar of the app's
 //! description as a variable, so `name`, `pm_id` and `PM2_HOME` are plain. In cluster mode `lib/God/ClusterMode.js` passes
 //! one variable `pm2_env`, a JSON of it all; the worker unpacks that into its own environment later, which `/proc` does not
 //! show. The daemon's own environment is inherited beside it, so where there is a `pm2_env`, that is the truth.
