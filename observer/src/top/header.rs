@@ -35,9 +35,14 @@ fn time(unix_ns: u64) -> String {
 }
 
 fn agent(health: &Health) -> String {
-    let exporters: String = health.exporters.iter().map(exporter).collect();
+    // Those in trouble first: the line may be cut.
+    let (open, trouble): (Vec<_>, Vec<_>) = health
+        .exporters
+        .iter()
+        .partition(|exporter| exporter.state == OPEN && exporter.dropped == 0);
+    let exporters: String = trouble.into_iter().chain(open).map(exporter).collect();
     format!(
-        "agent: {} of a core, {} resident, {} BPF maps{exporters}",
+        "agent: {} cpu, {} rss, {} maps{exporters}",
         percent(health.cpu_ratio),
         bytes(health.rss_bytes),
         bytes(health.bpf_map_bytes)

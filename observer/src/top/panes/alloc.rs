@@ -1,6 +1,6 @@
 //! Allocations: who holds memory, who grows, and from where.
 
-use super::{group, id, level, plain, toned};
+use super::{group, id, joined, level, plain, toned};
 use crate::{
     signal::alloc::ProcessMemory,
     snapshot::Snapshot,
@@ -113,10 +113,9 @@ fn growth_tone(snapshot: &Snapshot, process: &ProcessMemory) -> Tone {
     }
 }
 
-/// The stack that touched most new pages, else what the process belongs to.
+/// What the process belongs to, and the stack that touched most new pages.
 fn from(snapshot: &Snapshot, process: &ProcessMemory) -> String {
-    match process.stacks.first() {
-        Some(stack) => format!("{} {}", percent(stack.share), stack.frames.join(" < ")),
-        None => group(snapshot, process.pid),
-    }
+    let stack = process.stacks.first();
+    let stack = stack.map(|stack| format!("{} {}", percent(stack.share), stack.frames.join(" < ")));
+    joined(&group(snapshot, process.pid), &stack.unwrap_or_default())
 }

@@ -60,3 +60,9 @@ fn named(name: &str, pid: u32) -> String {
         (name, pid) => format!("{name} {pid}"),
     }
 }
+
+/// Both texts, or the one that is not empty.
+fn joined(first: &str, second: &str) -> String {
+    let separator = if first.is_empty() || second.is_empty() { "" } else { "; " };
+    format!("{first}{separator}{second}")
+}

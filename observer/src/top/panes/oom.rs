@@ -1,6 +1,6 @@
 //! OOM precursors: how much memory is left and for how long, who reclaims, which limits are near, who was killed.
 
-use super::{group, level, named, plain, toned};
+use super::{group, joined, level, named, plain, toned};
 use crate::{
     signal::oom::{MemoryCgroup, OomKill, Pressure, Reclaimer, View},
     snapshot::Snapshot,
@@ -162,18 +162,18 @@ fn tail(path: &str) -> String {
 }
 
 fn reclaimer_row(snapshot: &Snapshot, reclaimer: &Reclaimer) -> Vec<Cell> {
-    let group = group(snapshot, reclaimer.pid);
+    let detail = format!(
+        "{}, longest {}, {} pages freed",
+        count(reclaimer.count, "time", "times"),
+        duration(reclaimer.max_ns),
+        reclaimer.pages
+    );
     vec![
         plain("reclaim"),
         plain(named(&reclaimer.name, reclaimer.pid)),
         plain(duration(reclaimer.total_ns)),
         toned(
-            format!(
-                "{}, longest {}, {} pages freed {group}",
-                count(reclaimer.count, "time", "times"),
-                duration(reclaimer.max_ns),
-                reclaimer.pages,
-            ),
+            joined(&detail, &group(snapshot, reclaimer.pid)),
             level(reclaimer.max_ns, RECLAIM_WARN_NS, RECLAIM_BAD_NS),
         ),
     ]

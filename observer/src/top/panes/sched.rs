@@ -1,6 +1,6 @@
 //! Scheduler and event-loop stalls: who is blocked, which loop does not turn, who waits for a CPU.
 
-use super::{group, id, level, plain, toned};
+use super::{group, id, joined, level, plain, toned};
 use crate::{
     signal::sched::{BlockedTask, CpuCgroup, EventLoop, Thread},
     snapshot::Snapshot,
@@ -109,8 +109,6 @@ fn thread_row(snapshot: &Snapshot, thread: &Thread) -> Vec<Cell> {
         Some(event_loop) => gap_cells(event_loop),
         None => (plain(""), String::new()),
     };
-    let group = group(snapshot, thread.pid);
-    let separator = if why.is_empty() || group.is_empty() { "" } else { "; " };
     vec![
         id(thread.pid),
         id(thread.tid),
@@ -121,7 +119,7 @@ fn thread_row(snapshot: &Snapshot, thread: &Thread) -> Vec<Cell> {
             level(thread.run_delay_ratio, RUN_DELAY_WARN, RUN_DELAY_BAD),
         ),
         gap,
-        plain(format!("{why}{separator}{group}")),
+        plain(joined(&why, &group(snapshot, thread.pid))),
     ]
 }
 
