@@ -87,7 +87,7 @@ pub const STATE_DIR: Setting = Setting {
     kind: Kind::Text,
     default: "",
     otel: &[],
-    help: "folder of the local store, the lock and the socket; empty: /var/lib/observer and /run/observer",
+    help: "Folder of the local store, the lock and the socket; empty: /var/lib/observer and /run/observer.",
 };
 
 /// Who may read the control socket beside root.
@@ -96,7 +96,7 @@ pub const GROUP: Setting = Setting {
     kind: Kind::Text,
     default: "observer",
     otel: &[],
-    help: "group whose members may run `observer top`; if the group does not exist, only root may",
+    help: "Group whose members may run `observer top`; if the group does not exist, only root may.",
 };
 
 /// The tick.
@@ -105,7 +105,7 @@ pub const INTERVAL: Setting = Setting {
     kind: Kind::Duration { min_ms: 200, max_ms: 60_000 },
     default: "1s",
     otel: &[],
-    help: "how often the agent reads its maps and takes a snapshot",
+    help: "How often the agent reads its maps and takes a snapshot.",
 };
 
 /// How much the agent says about itself.
@@ -114,7 +114,7 @@ pub const LOG_LEVEL: Setting = Setting {
     kind: Kind::Choice(&["error", "warn", "info", "debug", "trace"]),
     default: "info",
     otel: &["OTEL_LOG_LEVEL"],
-    help: "least severity of the agent's own messages on standard error",
+    help: "Least severity of the agent's own messages on standard error.",
 };
 
 /// General settings, those of no signal.

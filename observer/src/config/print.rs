@@ -1,6 +1,9 @@
 //! `observer config`: the effective configuration as TOML that can be read back (but for its secrets).
 
-use super::{Config, Entry, Kind, value::MASK};
+use super::{
+    Config, Entry, Kind,
+    value::{MASK, Value},
+};
 
 impl Config {
     /// Every setting with its help, what it takes and where its value came from, as comments. Secrets are masked.
@@ -34,10 +37,22 @@ impl Config {
 }
 
 fn shown(entry: &Entry) -> String {
-    let empty = entry.value.to_toml();
-    match entry.setting.kind {
-        Kind::Secret if empty != "\"\"" => format!("\"{MASK}\""),
-        _ => empty,
+    match (entry.setting.kind, &entry.value) {
+        (Kind::Secret, Value::Text(text)) if !text.is_empty() => {
+            Value::Text(MASK.to_owned()).to_toml()
+        }
+        (Kind::Text, Value::Text(text)) => Value::Text(without_credentials(text)).to_toml(),
+        (_, value) => value.to_toml(),
+    }
+}
+
+/// Masks the user information of a URL (RFC 3986 section 3.2.1), which may hold a password.
+fn without_credentials(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    match authority.rfind('@') {
+        Some(at) => format!("{scheme}://{MASK}{}", &rest[at..]),
+        None => text.to_owned(),
     }
 }
 

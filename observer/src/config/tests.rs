@@ -367,6 +367,25 @@ fn secrets_are_never_shown() {
 }
 
 #[test]
+fn passwords_in_urls_are_never_shown() {
+    let check = |url: &str, expect: &str| {
+        let config = load("", &[("OBSERVER_GROUP", url)], &[]).unwrap();
+        assert_eq!(config.text(&GROUP), url);
+        assert!(
+            config.to_toml().contains(&format!("group = \"{expect}\"")),
+            "{}",
+            config.to_toml()
+        );
+    };
+    check("https://ann:hush@host:4318/v1?a=b@c", "https://***@host:4318/v1?a=b@c");
+    check("https://a@b:hush@host", "https://***@host");
+    check("https://host/x@y", "https://host/x@y");
+    check("plain@text", "plain@text");
+    let error = load("group = 'https://***@host'", &[], &[]).unwrap_err().to_string();
+    assert!(error.contains("is the mask"), "{error}");
+}
+
+#[test]
 fn folders_follow_the_state_dir() {
     let config = Config::default_for_tests(&[SETTINGS]);
     assert_eq!(config.store_dir(), PathBuf::from("/var/lib/observer"));
@@ -379,6 +398,13 @@ fn folders_follow_the_state_dir() {
 fn every_registered_setting_is_sound() {
     let all = all_settings();
     Config::default_for_tests(&all);
+    for key in all.iter().copied().flatten().map(|setting| setting.key) {
+        let section = format!("{key}.");
+        assert!(
+            !all.iter().copied().flatten().any(|setting| setting.key.starts_with(&section)),
+            "{key} is a section too"
+        );
+    }
     let mut variables: Vec<_> = all.iter().copied().flatten().map(Setting::variable).collect();
     let count = variables.len();
     variables.sort();

@@ -58,6 +58,7 @@ impl Kind {
             },
             Kind::Duration { .. } => self.bounded(Value::Duration(parse_duration(text)?)),
             Kind::Bytes { .. } => self.bounded(Value::Bytes(parse_bytes(text)?)),
+            Kind::Text if text.contains(&format!("://{MASK}@")) => Err(masked()),
             Kind::Text => Ok(Value::Text(text.to_owned())),
             Kind::Secret if text == MASK => Err(masked()),
             Kind::Secret => Ok(Value::Text(text.to_owned())),

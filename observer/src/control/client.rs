@@ -60,6 +60,11 @@ fn request(path: &Path, line: &str) -> Result<Client, ControlError> {
 }
 
 impl Client {
+    /// Where the agent listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Waits for the next snapshot.
     ///
     /// # Errors

@@ -116,6 +116,11 @@ impl Server {
         let mut clients = JoinSet::new();
         loop {
             tokio::select! {
+                // Those that have left are counted out before a new one is counted in.
+                biased;
+                Some(_) = clients.join_next() => if clients.is_empty() {
+                    feed.forget();
+                },
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) if clients.len() < self.limits.clients => {
                         clients.spawn(answer(stream, self.access.clone(), feed.clone(), self.limits.clone()));
@@ -126,9 +131,6 @@ impl Server {
                         tracing::warn!(%error, "control socket: accept failed");
                         sleep(ACCEPT_REST).await;
                     }
-                },
-                Some(_) = clients.join_next() => if clients.is_empty() {
-                    feed.forget();
                 },
             }
         }
