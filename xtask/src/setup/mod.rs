@@ -13,12 +13,12 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-pub(crate) use self::items::Purpose;
 use self::{
     facts::PYTHON,
     items::{BPF_LLVM, ROTEL_VERSION},
     plan::{Choice, Step},
 };
+pub(crate) use self::{facts::first_match, items::Purpose};
 use crate::command::{command, is_root, output, run};
 
 /// Names the toolchain of the BPF half for `observer/build.rs`.
