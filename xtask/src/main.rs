@@ -1,5 +1,9 @@
 //! The tasks of this workspace: `cargo xtask run`, `cargo xtask test`, `cargo xtask bench`.
-#![expect(clippy::print_stdout, reason = "a task tells the developer what it does")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a task tells the developer what it does"
+)]
 
 mod bench;
 mod command;
@@ -9,6 +13,8 @@ mod skips;
 mod test;
 #[cfg(test)]
 mod tidy;
+
+use std::process::ExitCode;
 
 use clap::Parser;
 
@@ -31,12 +37,23 @@ enum Task {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    // The chain of causes is for people; a stack trace of this program would bury it.
+    match perform(&Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: &Task) -> anyhow::Result<()> {
     std::env::set_current_dir(workspace())?;
-    match Task::parse() {
-        Task::Run { args } => run::run(&args),
+    match task {
+        Task::Run { args } => run::run(args),
         Task::Test => test::test(),
-        Task::Bench { bench } => bench::bench(&bench),
+        Task::Bench { bench } => bench::bench(bench),
     }
 }
 

@@ -135,13 +135,25 @@ fn judge(skips: &[Skip]) -> Result<()> {
     )
 }
 
+/// CAP_SYS_ADMIN, CAP_PERFMON and CAP_BPF (include/uapi/linux/capability.h), which a container's root may lack.
+const BPF_CAPABILITIES: u64 = 1 << 21 | 1 << 38 | 1 << 39;
+
 fn lacks() -> Vec<Lack> {
-    let root = is_root() || sudo_is_silent();
-    let bpf = Path::new("/sys/kernel/btf/vmlinux").exists();
+    let with_sudo = sudo_is_silent();
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let capable = with_sudo || capabilities(&status) & BPF_CAPABILITIES == BPF_CAPABILITIES;
+    let root = is_root() || with_sudo;
+    let bpf = capable && Path::new("/sys/kernel/btf/vmlinux").exists();
     [(root, Lack::Root), (bpf, Lack::Bpf)]
         .into_iter()
         .filter_map(|(there, lack)| (!there).then_some(lack))
         .collect()
+}
+
+/// Effective capabilities in `/proc/PID/status`.
+fn capabilities(status: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
 }
 
 /// What each stage took, and what was skipped.
@@ -194,6 +206,12 @@ mod tests {
         watch(&mut command(&["sh", "-c", script]), &mut skips).expect("succeeds");
         let shown: Vec<_> = skips.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["a::b: no root", "c: no BTF"]);
+    }
+
+    #[test]
+    fn capabilities_are_read() {
+        assert_eq!(capabilities("CapPrm:\t0\nCapEff:\t000001ffffffffff\n"), (1 << 41) - 1);
+        assert_eq!(capabilities("nonsense"), 0);
     }
 
     #[test]

@@ -108,7 +108,7 @@ pub(super) fn rotel_agent() -> Option<PathBuf> {
 }
 
 /// First path that fits a pattern, in which `*` stands for any one folder name.
-fn first_match(pattern: &str) -> Option<PathBuf> {
+pub(crate) fn first_match(pattern: &str) -> Option<PathBuf> {
     let Some((folder, rest)) = pattern.split_once("/*/") else {
         return fs::exists(pattern).is_ok_and(|there| there).then(|| PathBuf::from(pattern));
     };

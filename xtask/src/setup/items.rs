@@ -3,6 +3,9 @@
 /// LLVM of `bpf-linker`; it must not be older than that of the compiler whose bitcode it links.
 pub(crate) const BPF_LLVM: u32 = 22;
 
+/// Toolchain that `observer/build.rs` takes by itself.
+pub(crate) const DEFAULT_TOOLCHAIN: &str = "nightly";
+
 /// Toolchain for the BPF half where no `nightly` with a suitable LLVM is installed: tried, and with LLVM 22.
 pub(crate) const BPF_NIGHTLY: &str = "nightly-2026-05-20";
 
@@ -126,11 +129,18 @@ pub(crate) const ITEMS: &[Item] = {
         ),
         item("Node.js", "tests block its event loop", Test, Program("node"), Package(&["nodejs"])),
         item(
-            "Java",
-            "tests watch a JVM",
+            "Java compiler",
+            "tests watch a JVM that runs a source file",
             Test,
-            Program("java"),
-            Package(&["default-jre-headless", "openjdk-17-jre-headless"]),
+            Program("javac"),
+            Package(&["default-jdk-headless", "openjdk-17-jdk-headless"]),
+        ),
+        item(
+            "ss",
+            "tests compare with what it says of sockets",
+            Test,
+            Program("ss"),
+            Package(&["iproute2"]),
         ),
         item(
             "tmux",

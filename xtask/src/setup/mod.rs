@@ -13,12 +13,12 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-pub(crate) use self::items::Purpose;
 use self::{
     facts::PYTHON,
-    items::{BPF_LLVM, ROTEL_VERSION},
+    items::{BPF_LLVM, DEFAULT_TOOLCHAIN, ROTEL_VERSION},
     plan::{Choice, Step},
 };
+pub(crate) use self::{facts::first_match, items::Purpose};
 use crate::command::{command, is_root, output, run};
 
 /// Names the toolchain of the BPF half for `observer/build.rs`.
@@ -41,7 +41,11 @@ impl Tools {
     /// A cargo command with the environment that the build needs.
     pub(crate) fn cargo(&self, args: &[&str]) -> Command {
         let mut cargo = Command::new("cargo");
-        cargo.args(args).env(TOOLCHAIN_VARIABLE, &self.toolchain);
+        cargo.args(args);
+        // Not for the default: a build with the variable and one without would not share their results.
+        if self.toolchain != DEFAULT_TOOLCHAIN {
+            cargo.env(TOOLCHAIN_VARIABLE, &self.toolchain);
+        }
         cargo
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::items::{BPF_LINKER_VERSION, BPF_LLVM, BPF_NIGHTLY, Item, Source};
+use super::items::{BPF_LINKER_VERSION, BPF_LLVM, BPF_NIGHTLY, DEFAULT_TOOLCHAIN, Item, Source};
 
 /// What this machine has, as far as the purpose needs it.
 #[derive(Debug, Default)]
@@ -70,7 +70,8 @@ impl std::error::Error for Refusal {}
 pub(crate) fn toolchain(installed: &[(String, u32)]) -> String {
     let suits =
         |wanted: &str| installed.iter().any(|(name, llvm)| name == wanted && *llvm <= BPF_LLVM);
-    if suits("nightly") { "nightly".to_owned() } else { BPF_NIGHTLY.to_owned() }
+    let name = if suits(DEFAULT_TOOLCHAIN) { DEFAULT_TOOLCHAIN } else { BPF_NIGHTLY };
+    name.to_owned()
 }
 
 /// The steps that make the machine ready.
@@ -302,10 +303,10 @@ mod tests {
     fn the_first_available_package_is_taken() {
         let choices = choices(&bare(Purpose::Test));
         let all = resolve(&choices, |_| true).expect("all there");
-        assert!(all.contains(&"default-jre-headless".to_owned()));
+        assert!(all.contains(&"default-jdk-headless".to_owned()));
         let other =
-            resolve(&choices, |name| name != "default-jre-headless").expect("another will do");
-        assert!(other.contains(&"openjdk-17-jre-headless".to_owned()));
+            resolve(&choices, |name| name != "default-jdk-headless").expect("another will do");
+        assert!(other.contains(&"openjdk-17-jdk-headless".to_owned()));
         let refusal = resolve(&choices, |name| name != "llvm-22-dev").expect_err("nothing will do");
         assert!(refusal.why.contains("LLVM 22"), "{refusal:?}");
         assert!(refusal.remedy.contains("llvm.sh 22"), "{refusal:?}");
