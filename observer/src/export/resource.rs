@@ -101,10 +101,10 @@ impl Texts {
         let mut texts = Self { started: Inline::default(), instance: Inline::default() };
         // An Inline cuts what does not fit, it never fails.
         if let Ok(time) = jiff::Timestamp::from_nanosecond(i128::from(process.start_unix_ns)) {
-            let _ = write!(texts.started, "{time:.3}");
+            write!(texts.started, "{time:.3}").ok();
         }
         let started_s = process.start_unix_ns / 1_000_000_000;
-        let _ = write!(texts.instance, "{host_name}-{}-{started_s}", process.pid);
+        write!(texts.instance, "{host_name}-{}-{started_s}", process.pid).ok();
         texts
     }
 }

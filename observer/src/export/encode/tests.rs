@@ -244,7 +244,7 @@ fn by_subject<T>(
     items: &[T],
     subject: impl Fn(&T) -> &Subject,
 ) -> Vec<(Option<Resource>, Vec<&T>)> {
-    let mut groups: BTreeMap<(u32, u64), (Option<Resource>, Vec<&T>)> = BTreeMap::new();
+    let mut groups = BTreeMap::new();
     for item in items {
         let key = match subject(item) {
             Subject::Host => (0, 0),

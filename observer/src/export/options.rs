@@ -1,0 +1,342 @@
+//! The section `export` of the configuration, read once into what the senders need; the only place that parses it.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, bail, ensure};
+use hyper::{
+    Uri,
+    header::{HeaderName, HeaderValue},
+};
+
+use super::{
+    OtlpSignal,
+    resource::MAX_USER_BYTES,
+    settings::{
+        COMMON, DISABLED, GRPC, GZIP, INHERIT, LOGS, LOGS_EXPORTER, METRICS, METRICS_EXPORTER,
+        NONE, Otlp, QUEUE_SIZE, RESOURCE_ATTRIBUTES, SERVICE_NAME, STORE_SIZE, TRACES,
+        TRACES_EXPORTER,
+    },
+};
+use crate::config::{Config, Setting};
+
+/// What the export side needs to know.
+#[derive(Debug, Clone)]
+pub(super) struct Options {
+    /// Where each signal goes; a signal that is not listed stays on the host.
+    pub(super) targets: Vec<Target>,
+    /// Attributes that the user set.
+    pub(super) attributes: Vec<(String, String)>,
+    pub(super) queue_bytes: usize,
+    pub(super) store_bytes: u64,
+}
+
+/// Transport of a signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http,
+    Grpc,
+}
+
+/// Where one signal goes, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub(super) signal: OtlpSignal,
+    pub(super) protocol: Protocol,
+    pub(super) uri: Uri,
+    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
+    pub(super) gzip: bool,
+    pub(super) timeout: Duration,
+    pub(super) tls: TlsFiles,
+}
+
+/// PEM files; they are read when connections are made, so that a renewed certificate needs no restart.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct TlsFiles {
+    pub(super) roots: Option<PathBuf>,
+    pub(super) client: Option<(PathBuf, PathBuf)>,
+}
+
+impl Options {
+    /// Reads the configuration; an error names the setting.
+    pub(super) fn new(config: &Config) -> anyhow::Result<Self> {
+        // The resource SDK specification: a value that cannot be decoded is discarded as a whole, and said to be.
+        let mut attributes = pairs(config.text(&RESOURCE_ATTRIBUTES)).unwrap_or_else(|error| {
+            tracing::warn!("{} is ignored: {error:#}", named(&RESOURCE_ATTRIBUTES));
+            Vec::new()
+        });
+        let service_name = config.text(&SERVICE_NAME);
+        if !service_name.is_empty() {
+            attributes.retain(|(key, _)| key != "service.name");
+            attributes.push(("service.name".into(), service_name.into()));
+        }
+        let bytes: usize = attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
+        ensure!(
+            bytes <= MAX_USER_BYTES,
+            "{}: more than {MAX_USER_BYTES} bytes",
+            named(&RESOURCE_ATTRIBUTES)
+        );
+        Ok(Self {
+            targets: targets(config)?,
+            attributes,
+            queue_bytes: usize::try_from(config.bytes(&QUEUE_SIZE)).unwrap_or(usize::MAX),
+            store_bytes: config.bytes(&STORE_SIZE),
+        })
+    }
+}
+
+fn targets(config: &Config) -> anyhow::Result<Vec<Target>> {
+    let mut targets = Vec::new();
+    if config.bool(&DISABLED) {
+        return Ok(targets);
+    }
+    for (signal, own, exporter) in [
+        (OtlpSignal::Traces, &TRACES, &TRACES_EXPORTER),
+        (OtlpSignal::Metrics, &METRICS, &METRICS_EXPORTER),
+        (OtlpSignal::Logs, &LOGS, &LOGS_EXPORTER),
+    ] {
+        if config.text(exporter) != NONE {
+            targets.extend(target(config, signal, own)?);
+        }
+    }
+    Ok(targets)
+}
+
+fn target(config: &Config, signal: OtlpSignal, own: &Otlp) -> anyhow::Result<Option<Target>> {
+    // The signal's own setting, else the common one.
+    let pick = |pick: fn(&Otlp) -> &Setting| {
+        let (own, common) = (pick(own), pick(&COMMON));
+        match config.text(own) {
+            "" | INHERIT => (config.text(common), *common),
+            text => (text, *own),
+        }
+    };
+    let file = |get: fn(&Otlp) -> &Setting| {
+        Some(pick(get).0).filter(|path| !path.is_empty()).map(PathBuf::from)
+    };
+    let (endpoint, endpoint_setting) = pick(|otlp| &otlp.endpoint);
+    if endpoint.is_empty() {
+        return Ok(None);
+    }
+    let protocol =
+        if pick(|otlp| &otlp.protocol).0 == GRPC { Protocol::Grpc } else { Protocol::Http };
+    let insecure = match config.text(&own.insecure) {
+        "true" => true,
+        "false" => false,
+        _ => config.bool(&COMMON.insecure),
+    };
+    let is_base = endpoint_setting.key == COMMON.endpoint.key;
+    let uri = uri(endpoint, signal, protocol, is_base, insecure)
+        .with_context(|| named(&endpoint_setting))?;
+    let (headers, headers_setting) = pick(|otlp| &otlp.headers);
+    let headers = headers_of(headers).with_context(|| named(&headers_setting))?;
+    let timeout = config.duration(&own.timeout);
+    let client = match (file(|otlp| &otlp.client_certificate), file(|otlp| &otlp.client_key)) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => bail!(
+            "{} and {} go together: set both or none",
+            COMMON.client_certificate.key,
+            COMMON.client_key.key
+        ),
+    };
+    Ok(Some(Target {
+        signal,
+        protocol,
+        uri,
+        headers,
+        gzip: pick(|otlp| &otlp.compression).0 == GZIP,
+        timeout: if timeout.is_zero() { config.duration(&COMMON.timeout) } else { timeout },
+        tls: TlsFiles { roots: file(|otlp| &otlp.certificate), client },
+    }))
+}
+
+fn named(setting: &Setting) -> String {
+    match setting.otel.first() {
+        Some(variable) => format!("setting {} ({variable})", setting.key),
+        None => format!("setting {}", setting.key),
+    }
+}
+
+/// Address to which requests of a signal are posted.
+fn uri(
+    endpoint: &str,
+    signal: OtlpSignal,
+    protocol: Protocol,
+    is_base: bool,
+    insecure: bool,
+) -> anyhow::Result<Uri> {
+    let example = match protocol {
+        Protocol::Http => "http://collector:4318",
+        Protocol::Grpc => "http://collector:4317",
+    };
+    let full = match (endpoint.contains("://"), protocol, insecure) {
+        (true, ..) => endpoint.to_owned(),
+        (false, Protocol::Grpc, true) => format!("http://{endpoint}"),
+        (false, Protocol::Grpc, false) => format!("https://{endpoint}"),
+        (false, Protocol::Http, _) => bail!("`{endpoint}` has no scheme; write it like {example}"),
+    };
+    let parsed: Uri = full
+        .parse()
+        .with_context(|| format!("`{endpoint}` is not a URL; write it like {example}"))?;
+    let (Some(scheme), Some(authority)) = (parsed.scheme_str(), parsed.authority()) else {
+        bail!("`{endpoint}` is not a URL; write it like {example}");
+    };
+    ensure!(
+        matches!(scheme, "http" | "https"),
+        "`{scheme}` cannot be spoken; write http:// or https://, like {example}"
+    );
+    ensure!(
+        !authority.as_str().contains('@'),
+        "credentials do not belong in the URL, where they would be shown: put them into {}",
+        COMMON.headers.key
+    );
+    ensure!(!authority.host().is_empty(), "no host in `{endpoint}`; write it like {example}");
+    // http::Uri takes ports that do not exist.
+    ensure!(
+        authority.as_str() == authority.host() || authority.port_u16().is_some(),
+        "no port of `{endpoint}` can be reached: write a number up to 65535, like {example}"
+    );
+    let path = match protocol {
+        Protocol::Grpc => signal.grpc_path().to_owned(),
+        Protocol::Http if is_base => {
+            format!("{}{}", parsed.path().trim_end_matches('/'), signal.http_path())
+        }
+        Protocol::Http => parsed.path_and_query().map_or("/", |path| path.as_str()).to_owned(),
+    };
+    Uri::builder()
+        .scheme(scheme)
+        .authority(authority.as_str())
+        .path_and_query(path)
+        .build()
+        .with_context(|| format!("`{endpoint}` is not a URL; write it like {example}"))
+}
+
+fn headers_of(text: &str) -> anyhow::Result<Vec<(HeaderName, HeaderValue)>> {
+    let mut headers = Vec::new();
+    // Errors name the header, never its value.
+    for (name, value) in pairs(text)? {
+        let header: HeaderName = name
+            .to_ascii_lowercase()
+            .parse()
+            .with_context(|| format!("`{name}` cannot be the name of a header"))?;
+        let mut value = HeaderValue::from_str(&value)
+            .with_context(|| format!("the value of `{name}` cannot be sent"))?;
+        value.set_sensitive(true);
+        headers.push((header, value));
+    }
+    Ok(headers)
+}
+
+/// `key=value,key=value`, percent-encoded as in W3C Baggage.
+fn pairs(text: &str) -> anyhow::Result<Vec<(String, String)>> {
+    let mut pairs = Vec::new();
+    for (n, pair) in text.split(',').map(str::trim).enumerate().filter(|(_, pair)| !pair.is_empty())
+    {
+        let Some((key, value)) = pair.split_once('=') else {
+            bail!("entry {} has no `=`; write key=value,key=value", n + 1);
+        };
+        let key = percent_decoded(key.trim()).with_context(|| format!("key of entry {}", n + 1))?;
+        ensure!(!key.is_empty(), "entry {} has no key; write key=value,key=value", n + 1);
+        let value = percent_decoded(value.trim()).with_context(|| format!("value of `{key}`"))?;
+        pairs.push((key, value));
+    }
+    Ok(pairs)
+}
+
+fn percent_decoded(text: &str) -> anyhow::Result<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        rest = after;
+        if *first != b'%' {
+            bytes.push(*first);
+            continue;
+        }
+        let hex = rest.get(..2).and_then(|hex| str::from_utf8(hex).ok());
+        let byte = hex
+            .filter(|hex| !hex.starts_with('+'))
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        bytes.push(byte.context(
+            "`%` is not followed by two hexadecimal digits; write %25 for a percent sign",
+        )?);
+        rest = &rest[2..];
+    }
+    String::from_utf8(bytes).context("not UTF-8 after percent-decoding")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_read_and_their_faults_named() {
+        let check = |text: &str, want: &str| {
+            let got = match pairs(text) {
+                Ok(pairs) => format!("{pairs:?}"),
+                Err(error) => format!("{error:#}"),
+            };
+            assert!(got.contains(want), "{text}: {got}");
+        };
+        check("", "[]");
+        check(" a=1 , b = two words,", r#"[("a", "1"), ("b", "two words")]"#);
+        check("a=x%3D%2Cy=z", r#"[("a", "x=,y=z")]"#);
+        check("a=", r#"[("a", "")]"#);
+        check("a=1,b", "entry 2 has no `=`");
+        check("=1", "no key");
+        check("a=%4", "two hexadecimal digits");
+        check("a=%+4", "two hexadecimal digits");
+        check("a=%ff", "not UTF-8");
+    }
+
+    #[test]
+    fn endpoints_become_addresses_or_say_how_to_write_them() {
+        let check = |endpoint: &str, protocol, is_base, insecure, want: &str| {
+            let got = match uri(endpoint, OtlpSignal::Traces, protocol, is_base, insecure) {
+                Ok(uri) => uri.to_string(),
+                Err(error) => format!("{error:#}"),
+            };
+            assert!(got.contains(want), "{endpoint}: {got}");
+        };
+        let service = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+        check("http://c:4318", Protocol::Http, true, false, "http://c:4318/v1/traces");
+        check("https://c/otlp/", Protocol::Http, true, false, "https://c/otlp/v1/traces");
+        check("http://c:4318", Protocol::Http, false, false, "http://c:4318/");
+        check("http://c/my/path?x=1", Protocol::Http, false, false, "http://c/my/path?x=1");
+        check(
+            "http://[::1]:4317",
+            Protocol::Grpc,
+            true,
+            false,
+            &format!("http://[::1]:4317{service}"),
+        );
+        check("c:4317", Protocol::Grpc, true, true, &format!("http://c:4317{service}"));
+        check("c:4317", Protocol::Grpc, true, false, &format!("https://c:4317{service}"));
+        check(
+            "c:4318",
+            Protocol::Http,
+            true,
+            false,
+            "has no scheme; write it like http://collector:4318",
+        );
+        check("ftp://c", Protocol::Http, true, false, "`ftp` cannot be spoken");
+        check("http://user:pw@c", Protocol::Http, true, false, "put them into export.headers");
+        check("http://", Protocol::Http, true, false, "is not a URL");
+        check("http://a b", Protocol::Http, true, false, "is not a URL");
+        check("http://c:99999", Protocol::Http, true, false, "a number up to 65535");
+    }
+
+    #[test]
+    fn headers_are_checked_and_their_values_never_shown() {
+        let check = |text: &str, want: &str| {
+            let got = match headers_of(text) {
+                Ok(headers) => format!("{headers:?}"),
+                Err(error) => format!("{error:#}"),
+            };
+            assert!(got.contains(want), "{text}: {got}");
+            assert!(!got.contains("s3cret"), "{got}");
+        };
+        check("Authorization=Basic%20s3cret", r#"("authorization", Sensitive)"#);
+        check("a b=s3cret", "`a b` cannot be the name");
+        check("a=s3cret%0A", "the value of `a` cannot be sent");
+    }
+}
