@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 
 fn main() -> Result<()> {
-    let root = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR not set")?);
+    let root = PathBuf::from(
+        std::env::var_os("CARGO_MANIFEST_DIR").context("CARGO_MANIFEST_DIR not set")?,
+    );
     let root = root.join("../observer-ebpf");
     let package = aya_build::Package {
         name: "observer-ebpf",

@@ -153,7 +153,8 @@ pub enum Counter {
 /// Slots of the COUNTERS map.
 pub const COUNTERS: u32 = 32;
 
-const _: () = assert!(KINDS <= Counter::Forks as usize, "loss counters would run into the next counter");
+const _: () =
+    assert!(KINDS <= Counter::Forks as usize, "loss counters would run into the next counter");
 
 #[cfg(test)]
 mod tests {

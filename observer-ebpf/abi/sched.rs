@@ -34,7 +34,9 @@ pub mod phase {
 }
 
 /// State of one watched thread, written by the kernel side after the agent has set `key`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct Watch {
     /// Thread id with [`WATCHED`]; 0 if the slot is free.

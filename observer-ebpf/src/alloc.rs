@@ -19,7 +19,8 @@ use aya_ebpf::{
 use observer_abi::{
     Counter, KERNEL_FRAMES, Kind,
     alloc::{
-        Exit, FaultSite, MAX_FAULT_SITES, MAX_STACKS, TASK_BLOCKED, TASK_KERNEL, TASK_LEADER, TASK_WATCHED, TaskRow,
+        Exit, FaultSite, MAX_FAULT_SITES, MAX_STACKS, TASK_BLOCKED, TASK_KERNEL, TASK_LEADER,
+        TASK_WATCHED, TaskRow,
     },
 };
 
@@ -61,7 +62,9 @@ impl IterContext {
     pub fn write<T>(&self, row: &T) {
         let seq = unsafe { *self.meta };
         // A full buffer makes the kernel call again for the same object once the agent has read it.
-        unsafe { bpf_seq_write(seq, core::ptr::from_ref(row).cast_mut().cast(), size_of::<T>() as u32) };
+        unsafe {
+            bpf_seq_write(seq, core::ptr::from_ref(row).cast_mut().cast(), size_of::<T>() as u32)
+        };
     }
 }
 

@@ -4,8 +4,19 @@
 //! --workspace` needs no exclusions.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-#![cfg_attr(target_arch = "bpf", expect(unsafe_code, reason = "BPF helpers and kernel memory; the verifier is the judge"))]
-#![cfg_attr(target_arch = "bpf", allow(missing_docs, unreachable_pub, clippy::undocumented_unsafe_blocks, reason = "symbols are read by the loader; the safety argument of each module stands in its header"))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(unsafe_code, reason = "BPF helpers and kernel memory; the verifier is the judge")
+)]
+#![cfg_attr(
+    target_arch = "bpf",
+    allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::undocumented_unsafe_blocks,
+        reason = "symbols are read by the loader; the safety argument of each module stands in its header"
+    )
+)]
 
 #[cfg(target_arch = "bpf")]
 mod alloc;

@@ -78,6 +78,9 @@ pub fn is_watched(tid: u32) -> bool {
 /// The task gives up its CPU, by its will if `state` is not running (0).
 #[inline(always)]
 fn leave(watch: &mut Watch, task: Object, state: u32) {
+    if watch.flags & CALIBRATE != 0 {
+        return;
+    }
     let now = run_queue_clock(task);
     watch.left_clock = now;
     let syscall = syscall(task);
@@ -105,17 +108,17 @@ fn leave(watch: &mut Watch, task: Object, state: u32) {
 #[inline(always)]
 fn enter(watch: &mut Watch, task: Object) {
     let now = run_queue_clock(task);
+    if watch.flags & CALIBRATE != 0 {
+        watch.left_clock = now;
+        watch.calibration_ktime_ns = ktime_ns();
+        return;
+    }
     let queued = match get!(task, task_last_queued as u64) {
         0 => now,
         clock => clock,
     };
     let was = watch.phase;
     watch.phase = phase::RUNNING;
-    if watch.flags & CALIBRATE != 0 {
-        watch.left_clock = now;
-        watch.calibration_ktime_ns = ktime_ns();
-        return;
-    }
     if was == phase::POLLING || (was == phase::UNKNOWN && is_epoll(syscall(task))) {
         begin_turn(watch, task, queued);
     }
@@ -183,7 +186,12 @@ fn stall(watch: &Watch, task: Object, phase: u32, duration_ns: u64) {
 #[inline(always)]
 pub fn kernel_stack(task: Object, stack: &mut [u64; KERNEL_FRAMES]) {
     unsafe {
-        bpf_get_task_stack(task.cast::<task_struct>().cast_mut(), stack.as_mut_ptr().cast(), size_of_val(stack) as u32, 0)
+        bpf_get_task_stack(
+            task.cast::<task_struct>().cast_mut(),
+            stack.as_mut_ptr().cast(),
+            size_of_val(stack) as u32,
+            0,
+        )
     };
 }
 
@@ -198,7 +206,9 @@ fn syscall(task: Object) -> u32 {
 #[inline(always)]
 fn is_epoll(syscall: u32) -> bool {
     let syscall = u64::from(syscall);
-    syscall == layout!(epoll_wait) || syscall == layout!(epoll_pwait) || syscall == layout!(epoll_pwait2)
+    syscall == layout!(epoll_wait)
+        || syscall == layout!(epoll_pwait)
+        || syscall == layout!(epoll_pwait2)
 }
 
 /// `in_iowait` is a bit field: its byte and mask are given as constants.

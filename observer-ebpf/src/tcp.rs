@@ -21,8 +21,8 @@ use observer_abi::{
     COMM_LEN, Counter, Kind,
     offsets::MISSING,
     tcp::{
-        CLIENT, Closed, HolderRow, LOCAL, Listening, MAX_CONNECTIONS, MAX_PEERS, OPEN, OWNER_EXIT, Owned, PEER,
-        PORT_WORDS, SERVER, Socket, SocketRow, state,
+        CLIENT, Closed, HolderRow, LOCAL, Listening, MAX_CONNECTIONS, MAX_PEERS, OPEN, OWNER_EXIT,
+        Owned, PEER, PORT_WORDS, SERVER, Socket, SocketRow, state,
     },
 };
 
@@ -196,7 +196,8 @@ fn read_socket(sock: Object, socket: &mut Socket) {
     socket.error = get!(tcp, sock_err as u32) as u16;
     let fin = u64::from(get!(tcp, sock_flags as u64) & SOCK_DONE != 0);
     socket.received_bytes = get!(tcp, tcp_bytes_received as u64).saturating_sub(fin);
-    socket.sent_bytes = get!(tcp, tcp_bytes_sent as u64).saturating_sub(get!(tcp, tcp_bytes_retrans as u64));
+    socket.sent_bytes =
+        get!(tcp, tcp_bytes_sent as u64).saturating_sub(get!(tcp, tcp_bytes_retrans as u64));
     socket.retransmits = get!(tcp, tcp_total_retrans as u32);
     socket.srtt_us = get!(tcp, tcp_srtt_us as u32) >> 3;
 }
@@ -238,8 +239,13 @@ extern "C" fn tcp_rows(ctx: &IterContext) -> i32 {
 fn adopt(sock: Object, key: u64, state: u32) -> Owned {
     let role = if is_port(get!(sock, sock_num as u16)) { SERVER } else { CLIENT };
     let was_established = u8::from(state != state::SYN_SENT && state != state::SYN_RECV);
-    let owned =
-        Owned { birth_ktime_ns: ktime_ns(), role, preexisting: 1, was_established, ..Owned::default() };
+    let owned = Owned {
+        birth_ktime_ns: ktime_ns(),
+        role,
+        preexisting: 1,
+        was_established,
+        ..Owned::default()
+    };
     if LEDGER.insert(key, owned, 0).is_err() {
         count(Counter::LedgerFull, 1);
     }
@@ -288,7 +294,8 @@ extern "C" fn socket_holders(ctx: &TaskFileContext) -> i32 {
     }
     let sock = get!(socket, socket_sk as Object);
     let family = get!(sock, sock_family as u16);
-    if (family != AF_INET && family != AF_INET6) || get!(sock, sock_protocol as u16) != IPPROTO_TCP {
+    if (family != AF_INET && family != AF_INET6) || get!(sock, sock_protocol as u16) != IPPROTO_TCP
+    {
         return 0;
     }
     let key = sock as u64;

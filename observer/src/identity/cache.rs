@@ -101,6 +101,11 @@ impl Identities {
         process
     }
 
+    /// Ids of the threads that a process has now; none if it is gone.
+    pub fn threads(&self, pid: u32) -> Vec<u32> {
+        self.reader.threads(pid)
+    }
+
     /// Start as in [`Process::start_unix_ns`], of a `task_struct.start_boottime`.
     pub fn start_unix_ns(&self, start_boot_ns: u64) -> u64 {
         self.reader.start_unix_ns(self.reader.ticks(start_boot_ns))

@@ -73,6 +73,15 @@ impl Reader {
         self.boot_unix_ns.saturating_add(start_ticks.saturating_mul(self.tick_ns))
     }
 
+    /// Names of the entries of `task`.
+    pub(super) fn threads(&self, pid: u32) -> Vec<u32> {
+        let Ok(entries) = std::fs::read_dir(self.proc_root.join(pid.to_string()).join("task"))
+        else {
+            return Vec::new();
+        };
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+    }
+
     /// The directory of a process and what its `stat` says. The open directory stays with this process, so that nothing
     /// read through it can be of another one that got the same pid.
     pub(super) fn find(&mut self, pid: u32) -> Option<(OwnedFd, Stat)> {

@@ -103,7 +103,9 @@ impl<'a> Btf<'a> {
 
     fn find(&self, name: &str, kinds: &[u32]) -> Option<Type> {
         (1..self.types.len()).filter_map(|id| self.by_id(id as u32)).find(|ty| {
-            kinds.contains(&ty.kind) && self.name_is(ty.name, name) && !(ty.kind == KIND_STRUCT && ty.count == 0)
+            kinds.contains(&ty.kind)
+                && self.name_is(ty.name, name)
+                && !(ty.kind == KIND_STRUCT && ty.count == 0)
         })
     }
 
@@ -151,7 +153,8 @@ impl<'a> Btf<'a> {
                 return Some(found);
             }
             let anonymous = self.strings.get(member_name as usize) == Some(&0);
-            let inner = anonymous.then(|| self.member_of(self.resolve(found.type_id)?, name, depth - 1))??;
+            let inner = anonymous
+                .then(|| self.member_of(self.resolve(found.type_id)?, name, depth - 1))??;
             Some(Member { bit_offset: bit_offset + inner.bit_offset, ..inner })
         })
     }
@@ -217,7 +220,13 @@ mod tests {
     /// struct outer { int a; union { struct inner { long b; } c; }; int d : 3; } as BTF.
     fn sample() -> Vec<u8> {
         let strings = b"\0int\0a\0inner\0b\0c\0outer\0d\0";
-        let name = |text: &str| strings.windows(text.len() + 2).position(|w| w == [b"\0", text.as_bytes(), b"\0"].concat()).unwrap() as u32 + 1;
+        let name = |text: &str| {
+            strings
+                .windows(text.len() + 2)
+                .position(|w| w == [b"\0", text.as_bytes(), b"\0"].concat())
+                .unwrap() as u32
+                + 1
+        };
         let mut types: Vec<u32> = Vec::new();
         types.extend([name("int"), 1 << 24, 4, 32]); // 1
         types.extend([name("inner"), 4 << 24 | 1, 8, name("b"), 1, 64]); // 2

@@ -1,10 +1,14 @@
 //! The agent's side of the kernel: loads the programs, attaches what this kernel allows, reads rings, tables, iterators.
 //!
 //! The only `unsafe` and the only aya of the agent.
-#![expect(unsafe_code, reason = "one Pod impl for map types and two C calls without a safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "one Pod impl for map types and two C calls without a safe wrapper"
+)]
 
 pub mod btf;
 pub mod offsets;
+mod packets;
 pub mod plan;
 pub mod tables;
 
@@ -21,13 +25,20 @@ use aya::{
     },
     util::online_cpus,
 };
-use observer_abi::{alloc::TaskRow, offsets::Layout, tcp::{HolderRow, SocketRow}};
+use observer_abi::{
+    alloc::TaskRow,
+    offsets::Layout,
+    tcp::{HolderRow, SocketRow},
+};
 
+pub use self::{
+    packets::Packets,
+    tables::{Counters, Tables},
+};
 use self::{
     plan::{Hook, PROGRAMS, Spec, remedy},
     tables::Wire,
 };
-pub use self::tables::{Counters, Tables};
 use crate::snapshot::{Program, Verdict};
 
 /// The kernel's own type information.
@@ -86,9 +97,14 @@ impl Kernel {
                 kernel.programs = programs;
             }
             Err(error) => {
-                let errno = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error());
+                let errno = error
+                    .chain()
+                    .find_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error());
                 let reason = format!("{error:#}");
-                kernel.programs = PROGRAMS.iter().map(|spec| spec.impossible(&reason, remedy_of(&error, errno))).collect();
+                kernel.programs = PROGRAMS
+                    .iter()
+                    .map(|spec| spec.impossible(&reason, remedy_of(&error, errno)))
+                    .collect();
             }
         }
         trim_heap();
@@ -145,8 +161,10 @@ impl Kernel {
             return Ok(());
         }
         let Some(loaded) = &mut self.ebpf else { return Ok(()) };
-        let program: &mut Iter = loaded.object.program_mut(name).context("no such program")?.try_into()?;
-        tables::read_rows(program, &mut self.buffer, rows).with_context(|| format!("cannot read {name}"))
+        let program: &mut Iter =
+            loaded.object.program_mut(name).context("no such program")?.try_into()?;
+        tables::read_rows(program, &mut self.buffer, rows)
+            .with_context(|| format!("cannot read {name}"))
     }
 
     fn runs(&self, name: &str) -> bool {
@@ -159,7 +177,8 @@ impl Kernel {
             return Ok(());
         }
         let Some(loaded) = &mut self.ebpf else { return Ok(()) };
-        let program: &mut BtfTracePoint = loaded.object.program_mut("epoll_enter").context("no such program")?.try_into()?;
+        let program: &mut BtfTracePoint =
+            loaded.object.program_mut("epoll_enter").context("no such program")?.try_into()?;
         match (on, loaded.epoll.take()) {
             (true, None) => loaded.epoll = Some(program.attach()?),
             (false, Some(link)) => program.detach(link)?,
@@ -174,7 +193,10 @@ impl Kernel {
         entries
             .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok())
             .filter(|text| text.contains("map_id:"))
-            .filter_map(|text| text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse::<u64>().ok()))
+            .filter_map(|text| {
+                text.lines()
+                    .find_map(|line| line.strip_prefix("memlock:")?.trim().parse::<u64>().ok())
+            })
             .sum()
     }
 }
@@ -207,7 +229,8 @@ fn load(options: &Options) -> Result<(Loaded, Vec<Program>)> {
         reclaim_threshold_ns: nanos(options.reclaim_threshold),
         ..found.layout
     };
-    let types = aya::Btf::parse_file(&options.btf, aya::Endianness::default()).map_err(|error| no_btf(&error))?;
+    let types = aya::Btf::parse_file(&options.btf, aya::Endianness::default())
+        .map_err(|error| no_btf(&error))?;
     let mut object = EbpfLoader::new()
         .btf(Some(&types))
         .override_global("OFFSETS", &Wire(found.offsets), true)
@@ -217,10 +240,12 @@ fn load(options: &Options) -> Result<(Loaded, Vec<Program>)> {
         .load(OBJECT)
         .context("cannot load the BPF object")?;
     let programs = PROGRAMS.iter().map(|spec| start(&mut object, spec, &types, options)).collect();
-    let ring = RingBuf::try_from(object.take_map("EVENTS").context("the BPF object has no map EVENTS")?)?;
+    let ring =
+        RingBuf::try_from(object.take_map("EVENTS").context("the BPF object has no map EVENTS")?)?;
     let mut tables = Tables::take(&mut object)?;
     tables.set_ports(&options.ports)?;
-    let logger = (options.log_level > 0).then(|| aya_log::EbpfLogger::init(&mut object)).transpose()?;
+    let logger =
+        (options.log_level > 0).then(|| aya_log::EbpfLogger::init(&mut object)).transpose()?;
     Ok((Loaded { object, ring, tables, epoll: None, logger }, programs))
 }
 
@@ -236,8 +261,12 @@ fn start(object: &mut Ebpf, spec: &Spec, types: &aya::Btf, options: &Options) ->
     match try_start(object, spec, types, options) {
         Ok(()) => spec.running(),
         Err(error) => {
-            let errno = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error());
-            if let Some(ProgramError::LoadError { verifier_log, .. }) = error.downcast_ref::<ProgramError>() {
+            let errno = error
+                .chain()
+                .find_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error());
+            if let Some(ProgramError::LoadError { verifier_log, .. }) =
+                error.downcast_ref::<ProgramError>()
+            {
                 tracing::debug!(program = spec.name, %verifier_log, "the verifier refused a program");
             }
             spec.impossible(&brief(&error), remedy(errno))
@@ -250,7 +279,10 @@ fn brief(error: &anyhow::Error) -> String {
     match error.downcast_ref::<ProgramError>() {
         Some(ProgramError::LoadError { io_error, verifier_log }) => {
             let log = verifier_log.to_string();
-            let told = log.lines().rev().find(|line| !line.trim().is_empty() && !line.starts_with("processed"));
+            let told = log
+                .lines()
+                .rev()
+                .find(|line| !line.trim().is_empty() && !line.starts_with("processed"));
             format!("the kernel refused it: {io_error}: {}", told.unwrap_or_default())
         }
         _ => format!("{error:#}"),

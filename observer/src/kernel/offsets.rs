@@ -46,7 +46,9 @@ fn layout(btf: &Btf<'_>, offsets: &mut Offsets) -> Layout {
     let [epoll_wait, epoll_pwait, epoll_pwait2] = EPOLL_SYSCALLS;
     Layout {
         rss_stride: u64::from(counter.unwrap_or(8)),
-        mark_victim_has_task: u64::from(btf.tracepoint_parameter_is_pointer("mark_victim", 0) == Some(true)),
+        mark_victim_has_task: u64::from(
+            btf.tracepoint_parameter_is_pointer("mark_victim", 0) == Some(true),
+        ),
         sched_switch_has_state: u64::from(btf.tracepoint_parameters("sched_switch") >= Some(4)),
         epoll_wait,
         epoll_pwait,

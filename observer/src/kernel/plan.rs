@@ -34,25 +34,75 @@ const fn spec(name: &'static str, signal: &'static str, hook: Hook, loss: &'stat
 
 /// Every program, in the order in which they are loaded.
 pub const PROGRAMS: &[Spec] = &[
-    spec("task_rows", "alloc", Hook::Iter("task"), "no memory and no run-queue delay of any process"),
+    spec(
+        "task_rows",
+        "alloc",
+        Hook::Iter("task"),
+        "no memory and no run-queue delay of any process",
+    ),
     spec("page_fault", "alloc", Hook::PageFaults, "no allocating stacks"),
     spec("process_fork", "alloc", Hook::TpBtf("sched_process_fork"), "forks are not counted"),
     spec("process_exec", "alloc", Hook::TpBtf("sched_process_exec"), "execs are not counted"),
-    spec("process_exit", "alloc", Hook::TpBtf("sched_process_exit"), "exits and short-lived processes are not counted"),
-    spec("direct_reclaim_begin", "oom", Hook::TpBtf("mm_vmscan_direct_reclaim_begin"), "no direct reclaim"),
-    spec("direct_reclaim_end", "oom", Hook::TpBtf("mm_vmscan_direct_reclaim_end"), "no direct reclaim"),
-    spec("memcg_reclaim_begin", "oom", Hook::TpBtf("mm_vmscan_memcg_reclaim_begin"), "no reclaim of memory cgroups"),
-    spec("memcg_reclaim_end", "oom", Hook::TpBtf("mm_vmscan_memcg_reclaim_end"), "no reclaim of memory cgroups"),
+    spec(
+        "process_exit",
+        "alloc",
+        Hook::TpBtf("sched_process_exit"),
+        "exits and short-lived processes are not counted",
+    ),
+    spec(
+        "direct_reclaim_begin",
+        "oom",
+        Hook::TpBtf("mm_vmscan_direct_reclaim_begin"),
+        "no direct reclaim",
+    ),
+    spec(
+        "direct_reclaim_end",
+        "oom",
+        Hook::TpBtf("mm_vmscan_direct_reclaim_end"),
+        "no direct reclaim",
+    ),
+    spec(
+        "memcg_reclaim_begin",
+        "oom",
+        Hook::TpBtf("mm_vmscan_memcg_reclaim_begin"),
+        "no reclaim of memory cgroups",
+    ),
+    spec(
+        "memcg_reclaim_end",
+        "oom",
+        Hook::TpBtf("mm_vmscan_memcg_reclaim_end"),
+        "no reclaim of memory cgroups",
+    ),
     spec("kswapd_wake", "oom", Hook::TpBtf("mm_vmscan_kswapd_wake"), "kswapd's work is not seen"),
     spec("kswapd_sleep", "oom", Hook::TpBtf("mm_vmscan_kswapd_sleep"), "kswapd's rest is not seen"),
-    spec("reclaim_throttled", "oom", Hook::TpBtf("mm_vmscan_throttled"), "reclaim throttling is not seen"),
+    spec(
+        "reclaim_throttled",
+        "oom",
+        Hook::TpBtf("mm_vmscan_throttled"),
+        "reclaim throttling is not seen",
+    ),
     spec("compaction_begin", "oom", Hook::TpBtf("mm_compaction_begin"), "compaction is not seen"),
     spec("compaction_end", "oom", Hook::TpBtf("mm_compaction_end"), "compaction is not seen"),
-    spec("oom_retry", "oom", Hook::TpBtf("reclaim_retry_zone"), "the last retries before a kill are not seen"),
+    spec(
+        "oom_retry",
+        "oom",
+        Hook::TpBtf("reclaim_retry_zone"),
+        "the last retries before a kill are not seen",
+    ),
     spec("mark_victim", "oom", Hook::TpBtf("mark_victim"), "OOM kills are not seen"),
-    spec("inet_sock_set_state", "tcp", Hook::TpBtf("inet_sock_set_state"), "connections have no owner and no end"),
+    spec(
+        "inet_sock_set_state",
+        "tcp",
+        Hook::TpBtf("inet_sock_set_state"),
+        "connections have no owner and no end",
+    ),
     spec("tcp_rows", "tcp", Hook::Iter("tcp"), "open connections are not seen"),
-    spec("socket_holders", "tcp", Hook::Iter("task_file"), "connections older than the agent have no owner"),
+    spec(
+        "socket_holders",
+        "tcp",
+        Hook::Iter("task_file"),
+        "connections older than the agent have no owner",
+    ),
     spec("sched_switch", "sched", Hook::TpBtf("sched_switch"), "no event-loop gaps and no stalls"),
     Spec {
         name: "epoll_enter",
@@ -100,8 +150,12 @@ pub fn remedy(errno: Option<i32>) -> &'static str {
              outside its seccomp profile and its PID namespace"
         }
         Some(libc::ENOSYS) => "use a kernel with CONFIG_BPF_SYSCALL",
-        Some(libc::ENOENT | libc::ESRCH | libc::EINVAL) => "use a kernel that has this hook (5.8 or newer)",
-        Some(libc::ENOMEM) => "free some memory, or on a kernel before 5.11 raise the memlock limit",
+        Some(libc::ENOENT | libc::ESRCH | libc::EINVAL) => {
+            "use a kernel that has this hook (5.8 or newer)"
+        }
+        Some(libc::ENOMEM) => {
+            "free some memory, or on a kernel before 5.11 raise the memlock limit"
+        }
         _ => "see the reason; `observer check --json` shows it in full",
     }
 }
@@ -113,8 +167,16 @@ mod tests {
     #[test]
     fn every_program_serves_a_registered_signal_once() {
         for (index, spec) in PROGRAMS.iter().enumerate() {
-            assert!(crate::signal::ALL.iter().any(|signal| signal.name == spec.signal), "{}", spec.name);
-            assert!(PROGRAMS[..index].iter().all(|other| other.name != spec.name), "{} twice", spec.name);
+            assert!(
+                crate::signal::ALL.iter().any(|signal| signal.name == spec.signal),
+                "{}",
+                spec.name
+            );
+            assert!(
+                PROGRAMS[..index].iter().all(|other| other.name != spec.name),
+                "{} twice",
+                spec.name
+            );
         }
     }
 }

@@ -59,7 +59,9 @@ impl Tables {
     /// # Errors
     /// If the object lacks a map, which means that it is not the one this agent was built with.
     pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
-        let mut map = |name: &'static str| ebpf.take_map(name).with_context(|| format!("the BPF object has no map {name}"));
+        let mut map = |name: &'static str| {
+            ebpf.take_map(name).with_context(|| format!("the BPF object has no map {name}"))
+        };
         Ok(Self {
             counters: map("COUNTERS_MAP")?.try_into()?,
             watch: map("WATCH")?.try_into()?,
@@ -87,7 +89,10 @@ impl Tables {
     /// Starts to watch a thread. False if its slot is taken by another one.
     pub fn watch(&mut self, tid: u32, flags: u32) -> bool {
         let slot = tid & (WATCH_SLOTS - 1);
-        let taken = self.watch.get(&slot, 0).is_ok_and(|Wire(entry)| entry.key != 0 && entry.key != tid | WATCHED);
+        let taken = self
+            .watch
+            .get(&slot, 0)
+            .is_ok_and(|Wire(entry)| entry.key != 0 && entry.key != tid | WATCHED);
         let entry = Watch { key: tid | WATCHED, flags, ..Watch::default() };
         !taken && self.watch.set(slot, Wire(entry), 0).is_ok()
     }
@@ -109,7 +114,10 @@ impl Tables {
     /// Sets the ports whose connections are entered in the ledger.
     pub fn set_ports(&mut self, ports: &[u16]) -> Result<()> {
         for word in ports.iter().map(|port| port >> 6) {
-            let bits = ports.iter().filter(|port| **port >> 6 == word).fold(0, |bits, port| bits | 1 << (port & 63));
+            let bits = ports
+                .iter()
+                .filter(|port| **port >> 6 == word)
+                .fold(0, |bits, port| bits | 1 << (port & 63));
             self.ports.set(u32::from(word), bits, 0).context("cannot write the port table")?;
         }
         Ok(())
@@ -143,7 +151,12 @@ impl Tables {
 
     /// Takes all sampled faults and clears the table.
     pub fn take_faults(&mut self) -> Vec<(FaultSite, u64)> {
-        let faults: Vec<_> = self.faults.iter().filter_map(Result::ok).map(|(Wire(site), count)| (site, count)).collect();
+        let faults: Vec<_> = self
+            .faults
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(Wire(site), count)| (site, count))
+            .collect();
         for (site, _) in &faults {
             drop(self.faults.remove(&Wire(*site)));
         }
@@ -152,7 +165,10 @@ impl Tables {
 
     /// User addresses of a stack, innermost first.
     pub fn stack(&self, id: u32) -> Vec<u64> {
-        self.stacks.get(&id, 0).map_or_else(|_gone| Vec::new(), |trace| trace.frames().iter().map(|frame| frame.ip).collect())
+        self.stacks.get(&id, 0).map_or_else(
+            |_gone| Vec::new(),
+            |trace| trace.frames().iter().map(|frame| frame.ip).collect(),
+        )
     }
 
     /// Forgets a stack.

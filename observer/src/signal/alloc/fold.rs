@@ -11,8 +11,8 @@ use observer_abi::{
 };
 
 use super::{
-    AllocationStack, CREATED, EXITED, Limits, MEMORY_ANON, MEMORY_GROWTH, MEMORY_SWAP, MEMORY_USAGE, ProcessMemory,
-    SHORT_LIVED, View,
+    AllocationStack, CREATED, EXITED, Limits, MEMORY_ANON, MEMORY_GROWTH, MEMORY_SWAP,
+    MEMORY_USAGE, ProcessMemory, SHORT_LIVED, View,
 };
 use crate::{
     signal::{Now, Output, Readings, Who, comm_text, per_second},
@@ -83,12 +83,20 @@ impl Alloc {
         let process = who.process(record.header.tgid, None, &name);
         let (signal, code) = (record.exit_code & 0x7f, record.exit_code >> 8 & 0xff);
         let failed = signal != 0 || code != 0;
-        let how = if signal != 0 { format!("killed by signal {signal}") } else { format!("exited with {code}") };
+        let how = if signal != 0 {
+            format!("killed by signal {signal}")
+        } else {
+            format!("exited with {code}")
+        };
         out.event(Event {
             name: "observer.process.exit",
             severity: if failed { Severity::Warn } else { Severity::Info },
             time_unix_ns: now.unix_of(record.header.ktime_ns),
-            body: format!("{name} ({}) {how} after {:.1} s", record.header.tgid, record.lifetime_ns as f64 / 1e9),
+            body: format!(
+                "{name} ({}) {how} after {:.1} s",
+                record.header.tgid,
+                record.lifetime_ns as f64 / 1e9
+            ),
             attrs: vec![
                 attr("process.pid", record.header.tgid),
                 attr("process.exit.code", code),
@@ -104,7 +112,11 @@ impl Alloc {
     pub fn tick(&mut self, readings: &Readings<'_>, who: &mut dyn Who, out: &mut Output) {
         self.round += 1;
         let mut processes = Vec::with_capacity(readings.tasks.len());
-        for row in readings.tasks.iter().filter(|row| row.flags & TASK_LEADER != 0 && row.flags & TASK_KERNEL == 0) {
+        for row in readings
+            .tasks
+            .iter()
+            .filter(|row| row.flags & TASK_LEADER != 0 && row.flags & TASK_KERNEL == 0)
+        {
             processes.push(self.process(row, readings, who, out));
         }
         let round = self.round;
@@ -122,7 +134,13 @@ impl Alloc {
         self.view.processes.truncate(MAX_ROWS);
     }
 
-    fn process(&mut self, row: &TaskRow, readings: &Readings<'_>, who: &mut dyn Who, out: &mut Output) -> ProcessMemory {
+    fn process(
+        &mut self,
+        row: &TaskRow,
+        readings: &Readings<'_>,
+        who: &mut dyn Who,
+        out: &mut Output,
+    ) -> ProcessMemory {
         let bytes = |pages: i64| u64::try_from(pages).unwrap_or(0) * readings.page_bytes;
         let mut memory = ProcessMemory {
             pid: row.tgid,
@@ -163,9 +181,15 @@ impl Alloc {
 
     /// Processes whose stacks are wanted: they grow.
     pub fn growers(&self) -> Vec<u32> {
-        let mut growers: Vec<_> =
-            self.view.processes.iter().filter(|p| p.growth_bytes_per_second >= self.limits.growth_bytes_per_second).collect();
-        growers.sort_unstable_by(|a, b| b.growth_bytes_per_second.total_cmp(&a.growth_bytes_per_second));
+        let mut growers: Vec<_> = self
+            .view
+            .processes
+            .iter()
+            .filter(|p| p.growth_bytes_per_second >= self.limits.growth_bytes_per_second)
+            .collect();
+        growers.sort_unstable_by(|a, b| {
+            b.growth_bytes_per_second.total_cmp(&a.growth_bytes_per_second)
+        });
         growers.iter().take(MAX_GROWERS).map(|process| process.pid).collect()
     }
 
@@ -184,7 +208,13 @@ impl Alloc {
     /// Stacks to be given names: of each growing process those that would be shown.
     pub fn unnamed(&self) -> Vec<(u32, Vec<Vec<u64>>)> {
         let stacks = |history: &History| -> Vec<Vec<u64>> {
-            history.stacks.iter().take(SHOWN_STACKS).filter(|s| s.frames.is_empty()).map(|s| s.addresses.clone()).collect()
+            history
+                .stacks
+                .iter()
+                .take(SHOWN_STACKS)
+                .filter(|s| s.frames.is_empty())
+                .map(|s| s.addresses.clone())
+                .collect()
         };
         let all = self.histories.iter().map(|((pid, _), history)| (*pid, stacks(history)));
         all.filter(|(_, stacks)| !stacks.is_empty()).collect()
@@ -204,14 +234,18 @@ impl Alloc {
 
     /// Metric points of the present view.
     pub fn points(&self, start_unix_ns: u64, who: &mut dyn Who, out: &mut Output) {
-        for (metric, value) in
-            [(&CREATED, self.view.forks), (&EXITED, self.view.exits), (&SHORT_LIVED, self.view.short_lived)]
-        {
+        for (metric, value) in [
+            (&CREATED, self.view.forks),
+            (&EXITED, self.view.exits),
+            (&SHORT_LIVED, self.view.short_lived),
+        ] {
             out.point(point(metric, int(value), start_unix_ns, Subject::Host));
         }
         let limit = self.limits.growth_bytes_per_second;
         let exported = self.view.processes.iter().enumerate();
-        for (_, process) in exported.filter(|(rank, p)| *rank < self.limits.exported || p.growth_bytes_per_second >= limit) {
+        for (_, process) in exported
+            .filter(|(rank, p)| *rank < self.limits.exported || p.growth_bytes_per_second >= limit)
+        {
             let subject = Subject::Process(who.process(process.pid, None, &process.name));
             let numbers = [
                 (&MEMORY_USAGE, int(process.rss_bytes)),
@@ -240,12 +274,15 @@ impl History {
         let step = self.readings.back().map_or(0, |(_, before)| bytes.saturating_sub(*before));
         self.readings.push_back((ktime_ns, bytes));
         while self.readings.len() > MAX_READINGS
-            || (self.readings.len() > 2 && self.readings.front().is_some_and(|(at, _)| ktime_ns - at > window_ns))
+            || (self.readings.len() > 2
+                && self.readings.front().is_some_and(|(at, _)| ktime_ns - at > window_ns))
         {
             self.readings.pop_front();
         }
         self.growth_bytes_per_second = match (self.readings.front(), self.readings.back()) {
-            (Some((from, before)), Some((to, after))) => per_second(*after as f64 - *before as f64, to - from),
+            (Some((from, before)), Some((to, after))) => {
+                per_second(*after as f64 - *before as f64, to - from)
+            }
             _ => 0.0,
         };
         step
@@ -265,7 +302,11 @@ impl History {
             return Vec::new();
         }
         let shown = |stack: &Stack| AllocationStack {
-            frames: if stack.frames.is_empty() { addresses(&stack.addresses) } else { stack.frames.clone() },
+            frames: if stack.frames.is_empty() {
+                addresses(&stack.addresses)
+            } else {
+                stack.frames.clone()
+            },
             share: stack.samples as f64 / all as f64,
             samples: stack.samples,
         };
@@ -289,8 +330,15 @@ fn growth_event(memory: &ProcessMemory, now: Now, subject: Subject) -> Event {
     );
     if let Some(top) = memory.stacks.first() {
         let frames: Vec<Arc<str>> = top.frames.iter().map(|frame| frame.as_str().into()).collect();
-        body.push_str(&format!(", {:.0} % from {}", top.share * 100.0, top.frames.first().map_or("?", String::as_str)));
-        attrs.push(Attr { key: "observer.memory.stack", value: crate::telemetry::Value::List(frames.into()) });
+        body.push_str(&format!(
+            ", {:.0} % from {}",
+            top.share * 100.0,
+            top.frames.first().map_or("?", String::as_str)
+        ));
+        attrs.push(Attr {
+            key: "observer.memory.stack",
+            value: crate::telemetry::Value::List(frames.into()),
+        });
         attrs.push(attr("observer.memory.stack_share", top.share));
     }
     event("observer.memory.growth", body, attrs, now, subject)
@@ -308,5 +356,13 @@ fn memory_attrs(memory: &ProcessMemory) -> Vec<Attr> {
 }
 
 fn event(name: &'static str, body: String, attrs: Vec<Attr>, now: Now, subject: Subject) -> Event {
-    Event { name, severity: Severity::Info, time_unix_ns: now.unix_ns, body, attrs, context: None, subject }
+    Event {
+        name,
+        severity: Severity::Info,
+        time_unix_ns: now.unix_ns,
+        body,
+        attrs,
+        context: None,
+        subject,
+    }
 }

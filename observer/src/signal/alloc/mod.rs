@@ -20,7 +20,15 @@ use crate::{
 pub const SIGNAL: Signal = Signal {
     name: "alloc",
     help: "memory of each process, who grows, and the stacks that touch new pages",
-    metrics: &[&MEMORY_USAGE, &MEMORY_ANON, &MEMORY_SWAP, &MEMORY_GROWTH, &CREATED, &EXITED, &SHORT_LIVED],
+    metrics: &[
+        &MEMORY_USAGE,
+        &MEMORY_ANON,
+        &MEMORY_SWAP,
+        &MEMORY_GROWTH,
+        &CREATED,
+        &EXITED,
+        &SHORT_LIVED,
+    ],
     settings: &[FAULT_PERIOD, STEP, GROWTH, EXPORTED],
     table: panes::alloc::table,
 };

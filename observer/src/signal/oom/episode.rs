@@ -61,7 +61,10 @@ impl Episode {
             error: None,
             attrs: vec![
                 attr("observer.pressure.triggers", self.triggers),
-                attr("observer.pressure.stall_ns", self.last_total_ns.saturating_sub(self.start_total_ns)),
+                attr(
+                    "observer.pressure.stall_ns",
+                    self.last_total_ns.saturating_sub(self.start_total_ns),
+                ),
                 attr("observer.memory.lowest_available_bytes", self.lowest_available_bytes),
                 attr("observer.open", open),
             ],

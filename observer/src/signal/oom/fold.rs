@@ -8,9 +8,10 @@ use observer_abi::{
 };
 
 use super::{
-    AVAILABLE, CGROUP_LIMIT, CGROUP_LIMIT_HITS, CGROUP_USAGE, COMPACTIONS, DIRECT_RECLAIM_TIME, DIRECT_RECLAIMS,
-    EXHAUSTION, HEADROOM, KILLS, KSWAPD_WAKES, Limits, MemoryCgroup, OOM_RETRIES, OomKill, PRESSURE, Pressure, REFAULTS,
-    Reclaimer, THROTTLES, View, episode::Episode, headroom::Headroom,
+    AVAILABLE, CGROUP_LIMIT, CGROUP_LIMIT_HITS, CGROUP_USAGE, COMPACTIONS, DIRECT_RECLAIM_TIME,
+    DIRECT_RECLAIMS, EXHAUSTION, HEADROOM, KILLS, KSWAPD_WAKES, Limits, MemoryCgroup, OOM_RETRIES,
+    OomKill, PRESSURE, Pressure, REFAULTS, Reclaimer, THROTTLES, View, episode::Episode,
+    headroom::Headroom,
 };
 use crate::{
     host::cgroup::Watched,
@@ -111,7 +112,14 @@ impl Oom {
     }
 
     /// Folds one tick. `growers` are the processes by growth, the fastest first; `ends` if it is the last tick.
-    pub fn tick(&mut self, readings: &Readings<'_>, growers: &[u32], ends: bool, who: &mut dyn Who, out: &mut Output) {
+    pub fn tick(
+        &mut self,
+        readings: &Readings<'_>,
+        growers: &[u32],
+        ends: bool,
+        who: &mut dyn Who,
+        out: &mut Output,
+    ) {
         self.memory(readings, growers);
         self.pressure(readings, ends, out);
         self.cgroups(readings.cgroups, readings.now, out);
@@ -126,7 +134,8 @@ impl Oom {
         view.throttles = counters.get(Counter::Throttles);
         view.oom_retries = counters.get(Counter::OomRetries);
         let refaults = readings.vmstat.refault_file_pages;
-        let pages = self.refaults.replace(refaults).map_or(0, |before| refaults.saturating_sub(before));
+        let pages =
+            self.refaults.replace(refaults).map_or(0, |before| refaults.saturating_sub(before));
         view.refault_per_second = per_second(pages as f64, readings.elapsed_ns);
         view.refault_ratio = view.refault_per_second / readings.vmstat.file_lru_pages.max(1) as f64;
     }
@@ -139,9 +148,11 @@ impl Oom {
         view.memory_available_bytes = memory.available_bytes;
         view.swap_total_bytes = memory.swap_total_bytes;
         view.swap_free_bytes = memory.swap_free_bytes;
-        view.headroom_bytes = (memory.available_bytes + memory.swap_free_bytes).saturating_sub(floor);
+        view.headroom_bytes =
+            (memory.available_bytes + memory.swap_free_bytes).saturating_sub(floor);
         self.headroom.add(readings.now.ktime_ns, memory.available_bytes + memory.swap_free_bytes);
-        view.exhaustion_seconds = self.headroom.exhaustion_seconds(view.headroom_bytes, memory.total_bytes);
+        view.exhaustion_seconds =
+            self.headroom.exhaustion_seconds(view.headroom_bytes, memory.total_bytes);
         view.culprit_pid = view.exhaustion_seconds.and_then(|_| growers.first().copied());
     }
 
@@ -171,7 +182,9 @@ impl Oom {
         self.triggers = triggers;
         let available = readings.meminfo.available_bytes;
         let calm_ns = self.limits.calm.as_nanos() as u64;
-        if let Some(span) = self.episode.tick(readings.now, fired, total_ns, available, calm_ns, ends) {
+        if let Some(span) =
+            self.episode.tick(readings.now, fired, total_ns, available, calm_ns, ends)
+        {
             out.span(span);
         }
     }
@@ -192,7 +205,9 @@ impl Oom {
             };
             let first = (row.limit_hits, 0);
             let (hits, told) = self.cgroups.entry(row.path.clone()).or_insert(first);
-            if row.limit_hits > *hits && (*told == 0 || now.since(*told) >= LIMIT_REPEAT.as_nanos() as u64) {
+            if row.limit_hits > *hits
+                && (*told == 0 || now.since(*told) >= LIMIT_REPEAT.as_nanos() as u64)
+            {
                 out.event(limit_event(&row, row.limit_hits - *hits, now));
                 (*hits, *told) = (row.limit_hits, now.ktime_ns);
             }
@@ -211,7 +226,11 @@ impl Oom {
             .iter()
             .map(|(pid, sum)| Reclaimer {
                 pid: *pid,
-                name: self.names.entry(*pid).or_insert_with(|| who.process(*pid, None, "").name.clone()).clone(),
+                name: self
+                    .names
+                    .entry(*pid)
+                    .or_insert_with(|| who.process(*pid, None, "").name.clone())
+                    .clone(),
                 count: sum.count,
                 total_ns: sum.total_ns,
                 max_ns: sum.max_ns,

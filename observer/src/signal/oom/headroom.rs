@@ -59,7 +59,9 @@ mod tests {
         (0..40).for_each(|second| headroom.add(second * 1_000_000_000, available(second)));
         let found = headroom.exhaustion_seconds(GIB, 4 * GIB);
         match (found, expect) {
-            (Some(found), Some(expect)) => assert!((found / expect - 1.0).abs() < 0.05, "{found} for {expect}"),
+            (Some(found), Some(expect)) => {
+                assert!((found / expect - 1.0).abs() < 0.05, "{found} for {expect}")
+            }
             _ => assert_eq!(found.is_some(), expect.is_some(), "{found:?}"),
         }
     }

@@ -9,7 +9,8 @@ use observer_abi::{
 };
 
 use super::{
-    BUSY, BlockedTask, CpuCgroup, EventLoop, LOOP_GAP, LOOP_OPEN, RUN_DELAY, STALLS, STEAL, THROTTLED, Thread, View,
+    BUSY, BlockedTask, CpuCgroup, EventLoop, LOOP_GAP, LOOP_OPEN, RUN_DELAY, STALLS, STEAL,
+    THROTTLED, Thread, View,
     poller::{Judged, Poller},
     span,
 };
@@ -53,6 +54,8 @@ pub struct Sched {
     throttled: HashMap<String, (u64, u64)>,
     names: HashMap<u64, String>,
     unnamed: Vec<(Span, Vec<u64>, u32)>,
+    /// Addresses on the stacks of blocked tasks.
+    blocked_addresses: Vec<u64>,
     histograms: BTreeMap<u32, Distribution>,
     round: u64,
     view: View,
@@ -70,6 +73,7 @@ impl Sched {
             throttled: HashMap::new(),
             names: HashMap::new(),
             unnamed: Vec::new(),
+            blocked_addresses: Vec::new(),
             histograms: BTreeMap::new(),
             round: 0,
             view: View::default(),
@@ -123,7 +127,8 @@ impl Sched {
         }
         self.view.stalls += 1;
         let span = span::stall(record, now, who);
-        let addresses = if record.phase == phase::RUNNING { Vec::new() } else { span::frames(&record.stack) };
+        let addresses =
+            if record.phase == phase::RUNNING { Vec::new() } else { span::frames(&record.stack) };
         if self.unnamed.len() >= MAX_UNNAMED {
             out.span(span);
         } else {
@@ -134,9 +139,13 @@ impl Sched {
 
     /// Kernel addresses that need a name.
     pub fn unnamed(&self) -> Vec<u64> {
-        let blocked = std::iter::empty();
-        let waiting = self.unnamed.iter().flat_map(|(_, addresses, _)| addresses.iter().copied());
-        waiting.chain(blocked).filter(|address| !self.names.contains_key(address)).collect()
+        let mut waiting: Vec<u64> =
+            self.unnamed.iter().flat_map(|(_, addresses, _)| addresses.iter().copied()).collect();
+        waiting.extend(&self.blocked_addresses);
+        waiting.sort_unstable();
+        waiting.dedup();
+        waiting.retain(|address| !self.names.contains_key(address));
+        waiting
     }
 
     /// Takes the name of a kernel address.
@@ -160,15 +169,27 @@ impl Sched {
     }
 
     fn named(&self, addresses: &[u64]) -> Vec<String> {
-        let name = |address: &u64| self.names.get(address).cloned().unwrap_or_else(|| format!("{address:#x}"));
+        let name = |address: &u64| {
+            self.names.get(address).cloned().unwrap_or_else(|| format!("{address:#x}"))
+        };
         addresses.iter().map(name).collect()
     }
 
     /// Folds one tick; `ends` if it is the last.
-    pub fn tick(&mut self, readings: &Readings<'_>, ends: bool, who: &mut dyn Who, out: &mut Output) {
+    pub fn tick(
+        &mut self,
+        readings: &Readings<'_>,
+        ends: bool,
+        who: &mut dyn Who,
+        out: &mut Output,
+    ) {
         self.round += 1;
         self.threads(readings);
-        let unclear = self.view.threads.iter().any(|thread| thread.event_loop.as_ref().is_some_and(|l| l.open_ns > 0));
+        let unclear = self
+            .view
+            .threads
+            .iter()
+            .any(|thread| thread.event_loop.as_ref().is_some_and(|l| l.open_ns > 0));
         let mut clear = self.poller.tick(readings.now, readings.watches, unclear);
         if ends {
             clear.extend(self.poller.take_pending());
@@ -183,7 +204,8 @@ impl Sched {
     }
 
     fn threads(&mut self, readings: &Readings<'_>) {
-        let watches: HashMap<u32, &Watch> = readings.watches.iter().map(|(tid, watch)| (*tid, watch)).collect();
+        let watches: HashMap<u32, &Watch> =
+            readings.watches.iter().map(|(tid, watch)| (*tid, watch)).collect();
         let mut threads = Vec::with_capacity(watches.len());
         self.histograms.clear();
         for row in readings.tasks.iter().filter(|row| row.flags & TASK_WATCHED != 0) {
@@ -206,12 +228,13 @@ impl Sched {
         let on_cpu_ns = delta(row.on_cpu_ns, past.on_cpu_ns);
         let run_delay_ns = delta(row.run_delay_ns, past.run_delay_ns);
         let first = *past.first_run_delay_ns.get_or_insert(row.run_delay_ns);
-        (past.on_cpu_ns, past.run_delay_ns, past.round) = (row.on_cpu_ns, row.run_delay_ns, self.round);
+        (past.on_cpu_ns, past.run_delay_ns, past.round) =
+            (row.on_cpu_ns, row.run_delay_ns, self.round);
         while past.gaps.front().is_some_and(|(at, _)| readings.now.since(*at) > MAX_WINDOW_NS) {
             past.gaps.pop_front();
         }
+        let max_ns = past.gaps.iter().map(|(_, gap)| *gap).max().unwrap_or(0);
         let event_loop = is_loop(&name, watch.turns, watch.sleeps).then(|| {
-            let max_ns = past.gaps.iter().map(|(_, gap)| *gap).max().unwrap_or(0);
             let open = self.open(row, watch, readings);
             add_histogram(self.histograms.entry(row.tgid).or_default(), watch);
             EventLoop { turns: watch.turns, gaps: watch.gaps, max_ns, ..open }
@@ -239,7 +262,8 @@ impl Sched {
         }
         // While it runs, the kernel brings these up to date with each timer tick only: 4 ms at 250 Hz.
         let on_cpu_ns = row.on_cpu_ns.saturating_sub(watch.turn_on_cpu_ns).min(open_ns);
-        let waiting_ns = row.run_delay_ns.saturating_sub(watch.turn_run_delay_ns).min(open_ns - on_cpu_ns);
+        let waiting_ns =
+            row.run_delay_ns.saturating_sub(watch.turn_run_delay_ns).min(open_ns - on_cpu_ns);
         EventLoop {
             open_ns,
             open_on_cpu_ns: on_cpu_ns,
@@ -252,6 +276,7 @@ impl Sched {
     fn blocked(&mut self, readings: &Readings<'_>) {
         let mut blocked = HashMap::new();
         self.view.blocked.clear();
+        self.blocked_addresses.clear();
         for row in readings.tasks.iter().filter(|row| row.flags & TASK_BLOCKED != 0) {
             let switches = row.voluntary_switches;
             let same = self.blocked.get(&row.tid).filter(|(_, before)| *before == switches);
@@ -259,12 +284,14 @@ impl Sched {
             blocked.insert(row.tid, (since, switches));
             let blocked_ns = readings.now.since(since);
             if blocked_ns >= BLOCKED_AFTER_NS && self.view.blocked.len() < MAX_ROWS {
+                let frames = span::frames(&row.stack);
+                self.blocked_addresses.extend(&frames);
                 self.view.blocked.push(BlockedTask {
                     pid: row.tgid,
                     tid: row.tid,
                     name: comm_text(&row.comm),
                     blocked_ns,
-                    stack: self.named(&span::frames(&row.stack)),
+                    stack: self.named(&frames),
                 });
             }
         }
@@ -300,11 +327,17 @@ impl Sched {
 
     /// Metric points of the present view.
     pub fn points(&self, start_unix_ns: u64, who: &mut dyn Who, out: &mut Output) {
-        let mut add = |metric: &'static Metric, number: Number, attrs: Vec<Attr>, subject: &Subject| {
-            out.point(Point { metric, attrs, number, start_unix_ns, subject: subject.clone() });
-        };
+        let mut add =
+            |metric: &'static Metric, number: Number, attrs: Vec<Attr>, subject: &Subject| {
+                out.point(Point { metric, attrs, number, start_unix_ns, subject: subject.clone() });
+            };
         let host = Subject::Host;
-        add(&STALLS, Number::Int(i64::try_from(self.view.stalls).unwrap_or(i64::MAX)), Vec::new(), &host);
+        add(
+            &STALLS,
+            Number::Int(i64::try_from(self.view.stalls).unwrap_or(i64::MAX)),
+            Vec::new(),
+            &host,
+        );
         add(&STEAL, Number::Float(self.view.steal_ratio), Vec::new(), &host);
         add(&BUSY, Number::Float(self.view.busy_ratio), Vec::new(), &host);
         for group in &self.view.throttled {
@@ -313,7 +346,8 @@ impl Sched {
         }
         let mut processes: BTreeMap<u32, (String, u64, Option<u64>)> = BTreeMap::new();
         for thread in &self.view.threads {
-            let (_, delay, open) = processes.entry(thread.pid).or_insert_with(|| (thread.name.clone(), 0, None));
+            let (_, delay, open) =
+                processes.entry(thread.pid).or_insert_with(|| (thread.name.clone(), 0, None));
             *delay += thread.run_delay_ns;
             if let Some(event_loop) = &thread.event_loop {
                 *open = Some(open.unwrap_or(0).max(event_loop.open_ns));
@@ -326,7 +360,12 @@ impl Sched {
                 add(&LOOP_OPEN, Number::Float(open_ns as f64 / 1e9), Vec::new(), &subject);
             }
             if let Some(distribution) = self.histograms.get(&pid) {
-                add(&LOOP_GAP, Number::Histogram(Box::new(distribution.clone())), Vec::new(), &subject);
+                add(
+                    &LOOP_GAP,
+                    Number::Histogram(Box::new(distribution.clone())),
+                    Vec::new(),
+                    &subject,
+                );
             }
         }
     }
@@ -343,7 +382,8 @@ fn rank(thread: &Thread) -> (u64, f64) {
 
 fn add_histogram(sum: &mut Distribution, watch: &Watch) {
     if sum.counts.is_empty() {
-        sum.bounds = (0..BUCKETS).filter_map(upper_bound_ns).map(|bound| bound as f64 / 1e9).collect();
+        sum.bounds =
+            (0..BUCKETS).filter_map(upper_bound_ns).map(|bound| bound as f64 / 1e9).collect();
         sum.counts = vec![0; BUCKETS];
     }
     for (count, add) in sum.counts.iter_mut().zip(watch.histogram) {

@@ -85,14 +85,17 @@ impl Poller {
 
     /// Whether a turn that has lasted for `open_ns` is known to be one.
     pub fn is_open(&mut self, tid: u32, open_ns: u64, now: Now) -> bool {
-        let probed = self.on.as_ref().is_some_and(|(since, _)| now.since(*since) >= WINDOW_NS / 3 && now.since(*since) <= open_ns);
+        let probed = self.on.as_ref().is_some_and(|(since, _)| {
+            now.since(*since) >= WINDOW_NS / 3 && now.since(*since) <= open_ns
+        });
         let belief = self.belief(tid, now);
         self.wanted |= belief != Some(false);
         probed || belief == Some(false)
     }
 
     fn belief(&self, tid: u32, now: Now) -> Option<bool> {
-        let belief = self.beliefs.get(&tid).filter(|belief| belief.until_ktime_ns > now.ktime_ns)?;
+        let belief =
+            self.beliefs.get(&tid).filter(|belief| belief.until_ktime_ns > now.ktime_ns)?;
         Some(belief.polls_without_sleep)
     }
 
@@ -103,18 +106,22 @@ impl Poller {
         if let Some((since, before)) = &self.on {
             let lasted = now.since(*since);
             if lasted >= WINDOW_NS {
-                let learned: Vec<_> = watches.iter().filter_map(|(tid, watch)| Some((*tid, behaviour(before.get(tid)?, watch)?))).collect();
+                let learned: Vec<_> = watches
+                    .iter()
+                    .filter_map(|(tid, watch)| Some((*tid, behaviour(before.get(tid)?, watch)?)))
+                    .collect();
                 let until_ktime_ns = now.ktime_ns + BELIEF_NS;
-                self.beliefs.extend(
-                    learned.into_iter().map(|(tid, polls_without_sleep)| (tid, Belief { polls_without_sleep, until_ktime_ns })),
-                );
+                self.beliefs.extend(learned.into_iter().map(|(tid, polls_without_sleep)| {
+                    (tid, Belief { polls_without_sleep, until_ktime_ns })
+                }));
                 if !open || lasted >= MAX_OPEN_NS {
                     self.on = None;
                     self.off_ktime_ns = now.ktime_ns;
                 }
             }
         } else if wanted && (self.off_ktime_ns == 0 || now.since(self.off_ktime_ns) >= REST_NS) {
-            let counts = watches.iter().map(|(tid, watch)| (*tid, (watch.turns, watch.polls))).collect();
+            let counts =
+                watches.iter().map(|(tid, watch)| (*tid, (watch.turns, watch.polls))).collect();
             self.on = Some((now.ktime_ns, counts));
         }
         self.beliefs.retain(|_, belief| belief.until_ktime_ns > now.ktime_ns);
@@ -128,7 +135,9 @@ impl Poller {
             match self.belief(gap.header.tid, now) {
                 Some(true) => self.dismissed += 1,
                 Some(false) => clear.push(Judged { gap, confirmed: true }),
-                None if now.since(gap.header.ktime_ns) >= PATIENCE_NS => clear.push(Judged { gap, confirmed: false }),
+                None if now.since(gap.header.ktime_ns) >= PATIENCE_NS => {
+                    clear.push(Judged { gap, confirmed: false })
+                }
                 None => self.pending.push(gap),
             }
         }
@@ -138,7 +147,10 @@ impl Poller {
 
     /// All gaps that still wait, for the end.
     pub fn take_pending(&mut self) -> Vec<Judged> {
-        std::mem::take(&mut self.pending).into_iter().map(|gap| Judged { gap, confirmed: false }).collect()
+        std::mem::take(&mut self.pending)
+            .into_iter()
+            .map(|gap| Judged { gap, confirmed: false })
+            .collect()
     }
 }
 

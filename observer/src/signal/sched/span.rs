@@ -62,7 +62,13 @@ pub fn frames(stack: &[u64; KERNEL_FRAMES]) -> Vec<u64> {
     stack.iter().copied().take_while(|address| *address != 0).collect()
 }
 
-fn base(name: &'static str, header: &observer_abi::Header, duration_ns: u64, now: Now, who: &mut dyn Who) -> Span {
+fn base(
+    name: &'static str,
+    header: &observer_abi::Header,
+    duration_ns: u64,
+    now: Now,
+    who: &mut dyn Who,
+) -> Span {
     let comm = comm_text(&header.comm);
     let process = who.process(header.tgid, None, &comm);
     let end_unix_ns = now.unix_of(header.ktime_ns);
@@ -74,7 +80,11 @@ fn base(name: &'static str, header: &observer_abi::Header, duration_ns: u64, now
         start_unix_ns: end_unix_ns.saturating_sub(duration_ns),
         end_unix_ns,
         error: None,
-        attrs: vec![attr("process.pid", header.tgid), attr("thread.id", header.tid), attr("thread.name", comm)],
+        attrs: vec![
+            attr("process.pid", header.tgid),
+            attr("thread.id", header.tid),
+            attr("thread.name", comm),
+        ],
         subject: Subject::Process(process),
     }
 }

@@ -30,7 +30,9 @@ impl Since {
     /// Reads the jiffies of a row. The kernel sets both data clocks at the handshake, so that they say nothing before the
     /// first byte.
     pub fn of(row: &SocketRow, hz: u64) -> Self {
-        let since = |jiffies: u32| u64::from((row.now_jiffies as u32).wrapping_sub(jiffies)) * 1_000_000_000 / hz.max(1);
+        let since = |jiffies: u32| {
+            u64::from((row.now_jiffies as u32).wrapping_sub(jiffies)) * 1_000_000_000 / hz.max(1)
+        };
         Self {
             send_ns: (row.socket.sent_bytes > 0).then(|| since(row.sent_jiffies)),
             receive_ns: (row.socket.received_bytes > 0).then(|| since(row.received_jiffies)),
@@ -61,10 +63,16 @@ pub fn activity(row: &SocketRow, since: Since, hz: u64, age_ns: u64) -> (Activit
     }
     let client = row.owned.role == CLIENT;
     match (since.send_ns, since.receive_ns) {
-        (Some(sent), received) if client && received.is_none_or(|received| sent < received) => (Activity::Waiting, sent),
+        (Some(sent), received) if client && received.is_none_or(|received| sent < received) => {
+            (Activity::Waiting, sent)
+        }
         (sent, received) => {
             let last = sent.unwrap_or(age_ns).min(received.unwrap_or(age_ns));
-            if last >= nanos(IDLE_AFTER) { (Activity::Idle, last) } else { (Activity::Active, last) }
+            if last >= nanos(IDLE_AFTER) {
+                (Activity::Idle, last)
+            } else {
+                (Activity::Active, last)
+            }
         }
     }
 }

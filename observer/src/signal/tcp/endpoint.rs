@@ -56,9 +56,12 @@ impl Naming {
         naming.ports.extend(ports.iter().map(|port| (*port, String::new())));
         naming.ports.extend(KNOWN.iter().map(|(port, system)| (*port, (*system).to_owned())));
         for entry in systems {
-            let parsed = entry.split_once('=').and_then(|(port, system)| Some((port.trim().parse().ok()?, system.trim())));
-            let (port, system) =
-                parsed.with_context(|| format!("tcp.systems: {entry:?} is not PORT=SYSTEM, such as 6432=postgresql"))?;
+            let parsed = entry
+                .split_once('=')
+                .and_then(|(port, system)| Some((port.trim().parse().ok()?, system.trim())));
+            let (port, system) = parsed.with_context(|| {
+                format!("tcp.systems: {entry:?} is not PORT=SYSTEM, such as 6432=postgresql")
+            })?;
             naming.ports.insert(port, system.to_owned());
         }
         Ok(naming)
@@ -77,7 +80,13 @@ impl Naming {
     }
 
     /// `db.system.name` of what listens at an address; empty if unknown.
-    pub fn system<'a>(&'a self, address: IpAddr, port: u16, local: IpAddr, from_dns: Option<&'a str>) -> &'a str {
+    pub fn system<'a>(
+        &'a self,
+        address: IpAddr,
+        port: u16,
+        local: IpAddr,
+        from_dns: Option<&'a str>,
+    ) -> &'a str {
         let by_port = || self.ports.get(&port).map(String::as_str).unwrap_or_default();
         let here = address.is_loopback() || address == local;
         let by_listener = here.then(|| self.local.get(&port).copied()).flatten();
@@ -106,7 +115,11 @@ mod tests {
         assert_eq!(naming.system(remote, 7000, own, Some("redis")), "redis");
         naming.listens(7000, "redis-server");
         assert_eq!(naming.system(local, 7000, local, None), "redis");
-        assert_eq!(naming.system(remote, 7000, own, None), "", "a listener here says nothing of another host");
+        assert_eq!(
+            naming.system(remote, 7000, own, None),
+            "",
+            "a listener here says nothing of another host"
+        );
         assert!(naming.ports().contains(&6433) && naming.ports().contains(&7000));
     }
 

@@ -52,7 +52,13 @@ impl Tcp {
     /// Empty.
     pub fn new(limits: Limits) -> Self {
         let segment_ns = u64::try_from(limits.segment.as_nanos()).unwrap_or(u64::MAX);
-        Self { naming: limits.naming, segment_ns, segments: HashMap::new(), round: 0, view: View::default() }
+        Self {
+            naming: limits.naming,
+            segment_ns,
+            segments: HashMap::new(),
+            round: 0,
+            view: View::default(),
+        }
     }
 
     /// What the snapshot shows.
@@ -71,7 +77,14 @@ impl Tcp {
     }
 
     /// A connection has ended.
-    pub fn closed(&mut self, record: &Closed, now: Now, names: &dyn PeerNames, who: &mut dyn Who, out: &mut Output) {
+    pub fn closed(
+        &mut self,
+        record: &Closed,
+        now: Now,
+        names: &dyn PeerNames,
+        who: &mut dyn Who,
+        out: &mut Output,
+    ) {
         self.segments.remove(&record.key);
         let ends = Ends::of(&record.socket);
         if record.owned.role == SERVER && ends.are_here() {
@@ -79,7 +92,11 @@ impl Tcp {
         }
         let (reason, error) = span::close_reason(record);
         let mut attrs = self.attrs(&record.owned, &ends, names);
-        attrs.extend(span::counts(record.socket.sent_bytes, record.socket.received_bytes, &record.socket));
+        attrs.extend(span::counts(
+            record.socket.sent_bytes,
+            record.socket.received_bytes,
+            &record.socket,
+        ));
         attrs.push(attr("observer.tcp.close_reason", reason));
         let times = (now.unix_of(record.owned.birth_ktime_ns), now.unix_of(record.header.ktime_ns));
         let context = span::root(record.key, record.owned.birth_ktime_ns);
@@ -98,12 +115,24 @@ impl Tcp {
             return (self.naming.system(ends.local.0, ends.local.1, ends.local.0, None), "");
         }
         let known = names.name(ends.peer.0);
-        let system = self.naming.system(ends.peer.0, ends.peer.1, ends.local.0, known.and_then(|(_, system)| system));
+        let system = self.naming.system(
+            ends.peer.0,
+            ends.peer.1,
+            ends.local.0,
+            known.and_then(|(_, system)| system),
+        );
         (system, known.map_or("", |(name, _)| name))
     }
 
     /// Folds one tick; `ends` if it is the last: what is open then makes its last segment.
-    pub fn tick(&mut self, readings: &Readings<'_>, names: &dyn PeerNames, ends: bool, who: &mut dyn Who, out: &mut Output) {
+    pub fn tick(
+        &mut self,
+        readings: &Readings<'_>,
+        names: &dyn PeerNames,
+        ends: bool,
+        who: &mut dyn Who,
+        out: &mut Output,
+    ) {
         self.round += 1;
         let mut connections = Vec::with_capacity(readings.sockets.len());
         for row in readings.sockets {
@@ -128,7 +157,13 @@ impl Tcp {
         self.view.endpoints.truncate(MAX_ROWS);
     }
 
-    fn connection(&self, row: &SocketRow, ends: &Ends, readings: &Readings<'_>, names: &dyn PeerNames) -> Connection {
+    fn connection(
+        &self,
+        row: &SocketRow,
+        ends: &Ends,
+        readings: &Readings<'_>,
+        names: &dyn PeerNames,
+    ) -> Connection {
         let since = Since::of(row, readings.hz);
         let age_ns = readings.now.since(row.owned.birth_ktime_ns);
         let (activity, activity_ns) = activity(row, since, readings.hz, age_ns);
@@ -157,7 +192,10 @@ impl Tcp {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one call; a struct for it would only name them again")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call; a struct for it would only name them again"
+    )]
     fn segment(
         &mut self,
         row: &SocketRow,
@@ -184,7 +222,8 @@ impl Tcp {
         segments.number += 1;
         let (sent, received) = (row.socket.sent_bytes, row.socket.received_bytes);
         let sent_here = sent.saturating_sub(std::mem::replace(&mut segments.sent_bytes, sent));
-        let received_here = received.saturating_sub(std::mem::replace(&mut segments.received_bytes, received));
+        let received_here =
+            received.saturating_sub(std::mem::replace(&mut segments.received_bytes, received));
         let mut attrs = self.attrs(&row.owned, both, names);
         attrs.extend(span::counts(sent_here, received_here, &row.socket));
         attrs.push(attr("observer.tcp.open", true));
@@ -198,9 +237,10 @@ impl Tcp {
 
     /// Metric points of the present view.
     pub fn points(&self, start_unix_ns: u64, who: &mut dyn Who, out: &mut Output) {
-        let mut add = |metric: &'static Metric, number: Number, attrs: Vec<Attr>, subject: &Subject| {
-            out.point(Point { metric, attrs, number, start_unix_ns, subject: subject.clone() });
-        };
+        let mut add =
+            |metric: &'static Metric, number: Number, attrs: Vec<Attr>, subject: &Subject| {
+                out.point(Point { metric, attrs, number, start_unix_ns, subject: subject.clone() });
+            };
         let int = |value: u64| Number::Int(i64::try_from(value).unwrap_or(i64::MAX));
         add(&OPENED, int(self.view.opened), Vec::new(), &Subject::Host);
         add(&CLOSED, int(self.view.closed), Vec::new(), &Subject::Host);
@@ -214,12 +254,18 @@ impl Tcp {
                 }
                 attrs
             };
-            for (state, count) in [("idle", row.idle), ("used", row.open.saturating_sub(row.idle))] {
+            for (state, count) in [("idle", row.idle), ("used", row.open.saturating_sub(row.idle))]
+            {
                 let mut attrs = pool_attrs();
                 attrs.push(attr("db.client.connection.state", state));
                 add(&CONNECTIONS, int(count), attrs, &subject);
             }
-            add(&LONGEST_WAIT, Number::Float(row.longest_wait_ns as f64 / 1e9), pool_attrs(), &subject);
+            add(
+                &LONGEST_WAIT,
+                Number::Float(row.longest_wait_ns as f64 / 1e9),
+                pool_attrs(),
+                &subject,
+            );
         }
     }
 }
@@ -246,9 +292,16 @@ fn endpoints(connections: &[Connection]) -> Vec<Endpoint> {
     let mut rows: BTreeMap<(u32, &str, u16), Endpoint> = BTreeMap::new();
     for connection in connections {
         let server = connection.role == "server";
-        let named = if connection.peer_name.is_empty() { &connection.peer_address } else { &connection.peer_name };
-        let (address, port) =
-            if server { (&connection.local_address, connection.local_port) } else { (named, connection.peer_port) };
+        let named = if connection.peer_name.is_empty() {
+            &connection.peer_address
+        } else {
+            &connection.peer_name
+        };
+        let (address, port) = if server {
+            (&connection.local_address, connection.local_port)
+        } else {
+            (named, connection.peer_port)
+        };
         let row = rows.entry((connection.pid, address, port)).or_insert_with(|| Endpoint {
             pid: connection.pid,
             name: connection.name.clone(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 pub use self::{
     endpoint::{Naming, known_ports},
-    fold::Tcp,
+    fold::{PeerNames, Tcp},
     view::{Activity, Connection, Endpoint, View},
 };
 use crate::{
