@@ -13,7 +13,7 @@ use std::{collections::BTreeSet, net::IpAddr, path::Path, sync::Arc};
 use anyhow::Result;
 use observer_abi::{
     alloc::{TASK_KERNEL, TASK_LEADER, TaskRow},
-    sched::{CALIBRATE, Watch},
+    sched::Watch,
     tcp::{HolderRow, SocketRow},
 };
 
@@ -94,7 +94,6 @@ pub struct Sampler {
     /// Processes that listen, by the last table of holders and the records since.
     listeners: BTreeSet<u32>,
     watch_names: Vec<String>,
-    own_tid: u32,
     rows: Rows,
     last: Last,
     counters: Counters,
@@ -136,7 +135,6 @@ impl Sampler {
             watchlist: Watchlist::default(),
             listeners: BTreeSet::new(),
             watch_names: config.list(&sched::WATCH).to_vec(),
-            own_tid: 0,
             rows: Rows::default(),
             last: Last { holders_pause_ns: HOLDERS_RETRY_NS, ..Last::default() },
             counters: Counters::default(),
@@ -205,7 +203,6 @@ impl Sampler {
         let now = now();
         let elapsed_ns = if self.last.tick_ns == 0 { 0 } else { now.since(self.last.tick_ns) };
         self.last.tick_ns = now.ktime_ns;
-        self.calibrate();
         self.read_rows();
         let read = self.files.read();
         self.usage.add(now.ktime_ns, &read.usage);
@@ -216,11 +213,6 @@ impl Sampler {
             .filter(|row| row.flags & TASK_LEADER != 0 && row.flags & TASK_KERNEL == 0);
         self.who.0.forget_dead(live.map(|row| (row.tgid, row.start_boottime_ns)));
         let cgroups = self.files.cgroups.as_mut();
-        let run_queue_clock_ns =
-            self.kernel.tables().and_then(|t| t.watched(self.own_tid)).and_then(|watch| {
-                (watch.calibration_ktime_ns != 0)
-                    .then(|| watch.left_clock + now.since(watch.calibration_ktime_ns))
-            });
         let readings = Readings {
             now,
             elapsed_ns,
@@ -231,7 +223,6 @@ impl Sampler {
             tasks: &self.rows.tasks,
             sockets: &self.rows.sockets,
             watches: &self.rows.watches,
-            run_queue_clock_ns,
             reclaimers: &self.rows.reclaimers,
             meminfo: read.meminfo,
             vmstat: read.vmstat,
@@ -250,16 +241,6 @@ impl Sampler {
         self.find_holders(now);
         self.update_watchlist();
         self.take_faults(now);
-    }
-
-    fn calibrate(&mut self) {
-        if self.own_tid == 0 {
-            self.own_tid =
-                u32::try_from(rustix::thread::gettid().as_raw_nonzero().get()).unwrap_or(0);
-            if let Some(tables) = self.kernel.tables() {
-                tables.watch(self.own_tid, CALIBRATE);
-            }
-        }
     }
 
     fn read_rows(&mut self) {

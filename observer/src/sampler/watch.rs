@@ -88,7 +88,7 @@ impl Sampler {
         if let Some(tables) = self.kernel.tables() {
             changes.remove.iter().for_each(|tid| tables.unwatch(*tid));
             for tid in changes.add {
-                if !tables.watch(tid, 0) {
+                if !tables.watch(tid) {
                     self.watchlist.refuse(tid);
                 }
             }
