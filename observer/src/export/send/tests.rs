@@ -201,7 +201,11 @@ async fn minutes_of_any_refusal_then_everything_is_delivered_exactly_once() {
         assert!(format!("{refusal:?}").contains(&row.reason), "{refusal:?}: {}", row.reason);
         let before = Instant::now();
         stage.decided().await;
-        assert!(before.elapsed() <= Duration::from_secs(5 + 62), "{refusal:?}: {:?}", before.elapsed());
+        assert!(
+            before.elapsed() <= Duration::from_secs(5 + 62),
+            "{refusal:?}: {:?}",
+            before.elapsed()
+        );
         assert_eq!(stage.taken(), (1..=450).collect::<Vec<_>>(), "{refusal:?}");
         let row = stage.destination.row();
         assert_eq!((row.state.as_str(), row.sent, row.dropped, row.queued), ("open", 450, 0, 0));
