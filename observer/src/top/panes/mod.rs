@@ -1,0 +1,68 @@
+//! One table a signal, from the snapshot alone. Files and functions carry the signal's word.
+//!
+//! Rows that need a person come first; colours follow thresholds that are named at the top of each file.
+
+pub mod alloc;
+pub mod oom;
+pub mod sched;
+pub mod tcp;
+
+use super::{Cell, Tone};
+use crate::snapshot::Snapshot;
+
+/// A cell without urgency.
+fn plain(text: impl Into<String>) -> Cell {
+    Cell { text: text.into(), tone: Tone::Plain }
+}
+
+/// A cell with a tone.
+fn toned(text: impl Into<String>, tone: Tone) -> Cell {
+    Cell { text: text.into(), tone }
+}
+
+/// A number that may be missing: 0 is an empty cell.
+fn id(number: u32) -> Cell {
+    plain(if number == 0 { String::new() } else { number.to_string() })
+}
+
+/// The tone of a value that is worse the larger it is.
+fn level<T: PartialOrd>(value: T, warn: T, bad: T) -> Tone {
+    if value >= bad {
+        Tone::Bad
+    } else if value >= warn {
+        Tone::Warn
+    } else {
+        Tone::Plain
+    }
+}
+
+/// What a person calls the process: PM2 application and worker, container, unit, or service name; empty if only the
+/// command name is known.
+fn group(snapshot: &Snapshot, pid: u32) -> String {
+    let Some(process) = snapshot.processes.get(&pid) else { return String::new() };
+    match &process.pm2 {
+        Some(pm2) => format!("pm2 {}/{}", pm2.app, pm2.worker),
+        None if !process.container_id.is_empty() => {
+            format!("container {:.12}", process.container_id)
+        }
+        None if !process.unit.is_empty() => process.unit.clone(),
+        None if process.service_name != process.name => process.service_name.clone(),
+        None => String::new(),
+    }
+}
+
+/// Command name and pid, as `node 4711`.
+fn named(name: &str, pid: u32) -> String {
+    match (name, pid) {
+        ("", 0) => "?".to_owned(),
+        ("", pid) => format!("pid {pid}"),
+        (name, 0) => name.to_owned(),
+        (name, pid) => format!("{name} {pid}"),
+    }
+}
+
+/// Both texts, or the one that is not empty.
+fn joined(first: &str, second: &str) -> String {
+    let separator = if first.is_empty() || second.is_empty() { "" } else { "; " };
+    format!("{first}{separator}{second}")
+}

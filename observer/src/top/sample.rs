@@ -1,0 +1,253 @@
+//! A host at 3 a.m., by hand: everything that a pane can show happens at once. Every list has a row, so that the test of
+//! docs/snapshot-json.md meets every field.
+
+use std::sync::Arc;
+
+use crate::{
+    identity::{Pm2, Process},
+    signal::{
+        alloc::{self, AllocationStack, ProcessMemory},
+        oom::{self, MemoryCgroup, OomKill, Pressure, Reclaimer},
+        sched::{self, BlockedTask, CpuCgroup, EventLoop, Thread},
+        tcp::{self, Activity, Connection, Endpoint},
+    },
+    snapshot::{Exporter, Health, Loss, Program, Snapshot, VERSION, Verdict},
+};
+
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1_000 * MS;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+pub(super) fn snapshot() -> Snapshot {
+    let node = Process {
+        pid: 4711,
+        name: "node".into(),
+        service_name: "upload".into(),
+        pm2: Some(Pm2 { app: "upload".into(), worker: 3, home: "/root/.pm2".into() }),
+        ..Process::default()
+    };
+    let postgres = Process {
+        pid: 812,
+        name: "postgres".into(),
+        unit: "postgresql.service".into(),
+        ..Process::default()
+    };
+    Snapshot {
+        version: VERSION,
+        time_unix_ns: 1_795_221_195 * SECOND,
+        host_name: "api-1".into(),
+        kernel: "6.18.5".into(),
+        uptime_ns: 273_600 * SECOND,
+        alloc: alloc(),
+        oom: oom(),
+        tcp: tcp(),
+        sched: sched(),
+        processes: [node, postgres]
+            .into_iter()
+            .map(|process| (process.pid, Arc::new(process)))
+            .collect(),
+        health: health(),
+    }
+}
+
+fn alloc() -> alloc::View {
+    let stack = AllocationStack {
+        frames: vec!["Buffer::New".into(), "onUpload".into()],
+        share: 0.62,
+        samples: 31,
+    };
+    alloc::View {
+        processes: vec![
+            ProcessMemory {
+                pid: 812,
+                name: "postgres".into(),
+                rss_bytes: 900 * MIB,
+                anon_bytes: 20 * MIB,
+                shmem_bytes: 870 * MIB,
+                ..ProcessMemory::default()
+            },
+            ProcessMemory {
+                pid: 4711,
+                name: "node".into(),
+                rss_bytes: 700 * MIB,
+                anon_bytes: 680 * MIB,
+                growth_bytes_per_second: 3.0 * MIB as f64,
+                stacks: vec![stack],
+                ..ProcessMemory::default()
+            },
+        ],
+        process_count: 212,
+        forks: 1,
+        execs: 40,
+        exits: 50,
+        short_lived: 12,
+    }
+}
+
+fn oom() -> oom::View {
+    oom::View {
+        memory_total_bytes: 4 * GIB,
+        memory_available_bytes: 700 * MIB,
+        headroom_bytes: 600 * MIB,
+        exhaustion_seconds: Some(200.0),
+        culprit_pid: Some(4711),
+        pressure: vec![Pressure {
+            resource: "memory".into(),
+            scope: "full".into(),
+            avg10_percent: 12.5,
+            total_ns: 30 * SECOND,
+            triggers: 4,
+        }],
+        kswapd_awake: true,
+        direct_reclaims: 3,
+        direct_reclaim_ns: 21 * MS,
+        refault_per_second: 440.0,
+        reclaimers: vec![Reclaimer {
+            pid: 4711,
+            name: "node".into(),
+            count: 3,
+            total_ns: 21 * MS,
+            max_ns: 15 * MS,
+            pages: 96,
+        }],
+        cgroups: vec![MemoryCgroup {
+            path: "/system.slice/a-very-long-unit-name-indeed.service".into(),
+            usage_bytes: 500 * MIB,
+            limit_bytes: Some(512 * MIB),
+            limit_hits: 7,
+            oom_kills: 1,
+        }],
+        kills: vec![OomKill {
+            time_unix_ns: (1_795_221_195 - 90) * SECOND,
+            victim_pid: 999,
+            victim_name: "java".into(),
+            trigger_pid: 812,
+            trigger_name: "postgres".into(),
+            anon_bytes: GIB,
+            in_cgroup: true,
+            ..OomKill::default()
+        }],
+        ..oom::View::default()
+    }
+}
+
+fn tcp() -> tcp::View {
+    let calm = Connection {
+        pid: 4711,
+        name: "node".into(),
+        role: "client".into(),
+        system: "redis".into(),
+        peer_address: "::1".into(),
+        peer_port: 6379,
+        activity: Activity::Idle,
+        activity_ns: 40 * SECOND,
+        age_ns: 7_380 * SECOND,
+        preexisting: true,
+        srtt_ns: 340_000,
+        ..Connection::default()
+    };
+    let unread = Connection {
+        system: "postgresql".into(),
+        peer_name: "db.internal".into(),
+        peer_port: 5432,
+        activity: Activity::Unread,
+        activity_ns: 7 * SECOND,
+        preexisting: false,
+        received_bytes: 2 * MIB,
+        ..calm.clone()
+    };
+    tcp::View {
+        connections: vec![calm, unread],
+        connection_count: 2,
+        endpoints: vec![Endpoint {
+            pid: 4711,
+            name: "node".into(),
+            system: "postgresql".into(),
+            address: "db.internal".into(),
+            port: 5432,
+            open: 10,
+            unread: 1,
+            idle: 9,
+            ..Endpoint::default()
+        }],
+        opened: 30,
+        closed: 28,
+    }
+}
+
+fn sched() -> sched::View {
+    let event_loop = EventLoop {
+        turns: 1000,
+        gaps: 2,
+        max_ns: 300 * MS,
+        open_ns: 7 * SECOND,
+        open_on_cpu_ns: 6 * SECOND,
+        open_waiting_ns: SECOND,
+        open_blocked_ns: 0,
+    };
+    sched::View {
+        threads: vec![Thread {
+            pid: 4711,
+            tid: 4711,
+            name: "node".into(),
+            on_cpu_ratio: 0.99,
+            run_delay_ratio: 0.12,
+            run_delay_ns: SECOND,
+            event_loop: Some(event_loop),
+        }],
+        watched: 42,
+        blocked: vec![BlockedTask {
+            pid: 55,
+            tid: 55,
+            name: "jbd2\u{1b}[2J".into(),
+            blocked_ns: 12 * SECOND,
+            stack: vec!["io_schedule".into(), "wait_on_bit".into()],
+        }],
+        throttled: vec![CpuCgroup {
+            path: "/api".into(),
+            throttled_periods: 9,
+            throttled_ns: 3 * SECOND,
+            throttled_ratio: 0.3,
+        }],
+        steal_ratio: 0.02,
+        busy_ratio: 0.93,
+        stalls: 7,
+    }
+}
+
+fn health() -> Health {
+    Health {
+        programs: vec![
+            Program {
+                name: "switch".into(),
+                signal: "sched".into(),
+                hook: "tp_btf/sched_switch".into(),
+                ..Program::default()
+            },
+            Program {
+                name: "epoll".into(),
+                verdict: Verdict::Impossible,
+                reason: "no BTF".into(),
+                ..Program::default()
+            },
+        ],
+        losses: vec![
+            Loss { stage: "ring.tcp".into(), count: 5 },
+            Loss { stage: "ledger.full".into(), count: 0 },
+        ],
+        cpu_ratio: 0.002,
+        rss_bytes: 14 * MIB,
+        bpf_map_bytes: 9 * MIB,
+        exporters: vec![
+            Exporter { name: "store".into(), state: "open".into(), ..Exporter::default() },
+            Exporter {
+                name: "otlp".into(),
+                state: "held".into(),
+                reason: "401 Unauthorized".into(),
+                dropped: 3,
+                ..Exporter::default()
+            },
+        ],
+    }
+}
