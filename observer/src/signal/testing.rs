@@ -159,6 +159,7 @@ impl Group {
             ("memory.current", "900\n".to_owned()),
             ("memory.max", "1000\n".to_owned()),
             ("memory.events", format!("low 0\nhigh 0\nmax {hits}\noom 0\noom_kill 0\n")),
+            ("cpu.max", "50000 100000\n".to_owned()),
             ("cpu.stat", cpu),
         ] {
             fs::write(root.path().join("cg/api").join(name), text).unwrap();

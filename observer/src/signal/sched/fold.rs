@@ -40,6 +40,17 @@ struct Past {
     run_delay_ns: u64,
     first_run_delay_ns: Option<u64>,
     gaps: VecDeque<(u64, u64)>,
+    /// What the process's total has of its loop.
+    counted: Watch,
+    round: u64,
+}
+
+/// What the threads of a process have come to, those that are gone included: a counter must not fall.
+#[derive(Debug, Default)]
+struct Total {
+    start_boottime_ns: u64,
+    run_delay_ns: u64,
+    turns: Distribution,
     round: u64,
 }
 
@@ -56,7 +67,7 @@ pub struct Sched {
     unnamed: Vec<(Span, Vec<u64>, u32)>,
     /// Addresses on the stacks of blocked tasks.
     blocked_addresses: Vec<u64>,
-    histograms: BTreeMap<u32, Distribution>,
+    totals: BTreeMap<u32, Total>,
     round: u64,
     view: View,
 }
@@ -74,7 +85,7 @@ impl Sched {
             names: HashMap::new(),
             unnamed: Vec::new(),
             blocked_addresses: Vec::new(),
-            histograms: BTreeMap::new(),
+            totals: BTreeMap::new(),
             round: 0,
             view: View::default(),
         }
@@ -100,7 +111,7 @@ impl Sched {
         let name = comm_text(&record.header.comm);
         // Before its first turn a thread starts up; that is no stall of a loop.
         let starts = record.turns == 0 && record.partial != 0;
-        if starts || !is_loop(&name, record.turns + 1, record.sleeps) {
+        if starts || !is_loop(&name, record.turns.saturating_add(1), record.sleeps) {
             return;
         }
         if let Some(judged) = self.poller.judge(record, now) {
@@ -127,14 +138,14 @@ impl Sched {
             return;
         }
         self.view.stalls += 1;
-        let span = span::stall(record, now, who);
+        let mut span = span::stall(record, now, who);
         let addresses =
             if record.phase == phase::RUNNING { Vec::new() } else { span::frames(&record.stack) };
-        if self.unnamed.len() >= MAX_UNNAMED {
+        if self.are_named(&addresses) || self.unnamed.len() >= MAX_UNNAMED {
+            span::add_stack(&mut span, self.named(&addresses));
             out.span(span);
         } else {
             self.unnamed.push((span, addresses, 0));
-            self.flush_named(false, out);
         }
     }
 
@@ -159,14 +170,17 @@ impl Sched {
     /// Sends stalls whose stacks have names, and those that have waited long enough.
     fn flush_named(&mut self, all: bool, out: &mut Output) {
         for (mut span, addresses, waited) in std::mem::take(&mut self.unnamed) {
-            let known = addresses.iter().all(|address| self.names.contains_key(address));
-            if known || all || waited >= NAME_PATIENCE {
+            if self.are_named(&addresses) || all || waited >= NAME_PATIENCE {
                 span::add_stack(&mut span, self.named(&addresses));
                 out.span(span);
             } else {
                 self.unnamed.push((span, addresses, waited + 1));
             }
         }
+    }
+
+    fn are_named(&self, addresses: &[u64]) -> bool {
+        addresses.iter().all(|address| self.names.contains_key(address))
     }
 
     fn named(&self, addresses: &[u64]) -> Vec<String> {
@@ -208,13 +222,13 @@ impl Sched {
         let watches: HashMap<u32, &Watch> =
             readings.watches.iter().map(|(tid, watch)| (*tid, watch)).collect();
         let mut threads = Vec::with_capacity(watches.len());
-        self.histograms.clear();
         for row in readings.tasks.iter().filter(|row| row.flags & TASK_WATCHED != 0) {
             let Some(watch) = watches.get(&row.tid) else { continue };
             threads.push(self.thread(row, watch, readings));
         }
         let round = self.round;
         self.past.retain(|_, past| past.round + 60 >= round);
+        self.totals.retain(|_, total| total.round + 60 >= round);
         threads.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
         self.view.watched = threads.len() as u64;
         threads.truncate(MAX_ROWS);
@@ -228,6 +242,12 @@ impl Sched {
         let delta = |now: u64, before: u64| if known { now.saturating_sub(before) } else { 0 };
         let on_cpu_ns = delta(row.on_cpu_ns, past.on_cpu_ns);
         let run_delay_ns = delta(row.run_delay_ns, past.run_delay_ns);
+        let total = self.totals.entry(row.tgid).or_default();
+        if total.start_boottime_ns != row.start_boottime_ns {
+            *total = Total { start_boottime_ns: row.start_boottime_ns, ..Total::default() };
+        }
+        total.round = self.round;
+        total.run_delay_ns = total.run_delay_ns.saturating_add(run_delay_ns);
         let first = *past.first_run_delay_ns.get_or_insert(row.run_delay_ns);
         (past.on_cpu_ns, past.run_delay_ns, past.round) =
             (row.on_cpu_ns, row.run_delay_ns, self.round);
@@ -235,9 +255,12 @@ impl Sched {
             past.gaps.pop_front();
         }
         let max_ns = past.gaps.iter().map(|(_, gap)| *gap).max().unwrap_or(0);
-        let event_loop = is_loop(&name, watch.turns, watch.sleeps).then(|| {
+        let is_loop = is_loop(&name, watch.turns, watch.sleeps);
+        if is_loop {
+            add_turns(&mut total.turns, watch, &std::mem::replace(&mut past.counted, *watch));
+        }
+        let event_loop = is_loop.then(|| {
             let open = self.open(row, watch, readings);
-            add_histogram(self.histograms.entry(row.tgid).or_default(), watch);
             EventLoop { turns: watch.turns, gaps: watch.gaps, max_ns, ..open }
         });
         Thread {
@@ -299,6 +322,10 @@ impl Sched {
     }
 
     fn cpu(&mut self, times: Times) {
+        if times.total_ticks == 0 {
+            // It could not be read.
+            return;
+        }
         let before = self.times.replace(times).unwrap_or(times);
         let total = times.total_ticks.saturating_sub(before.total_ticks);
         self.view.busy_ratio = ratio(times.busy_ticks.saturating_sub(before.busy_ticks), total);
@@ -344,28 +371,23 @@ impl Sched {
             let attrs = vec![attr("process.linux.cgroup", group.path.clone())];
             add(&THROTTLED, Number::Float(group.throttled_ns as f64 / 1e9), attrs, &host);
         }
-        let mut processes: BTreeMap<u32, (String, u64, Option<u64>)> = BTreeMap::new();
+        let mut processes: BTreeMap<u32, (&str, Option<u64>)> = BTreeMap::new();
         for thread in &self.view.threads {
-            let (_, delay, open) =
-                processes.entry(thread.pid).or_insert_with(|| (thread.name.clone(), 0, None));
-            *delay += thread.run_delay_ns;
+            let (_, open) = processes.entry(thread.pid).or_insert((&thread.name, None));
             if let Some(event_loop) = &thread.event_loop {
                 *open = Some(open.unwrap_or(0).max(event_loop.open_ns));
             }
         }
-        for (pid, (name, delay_ns, open_ns)) in processes {
-            let subject = Subject::Process(who.process(pid, None, &name));
-            add(&RUN_DELAY, Number::Float(delay_ns as f64 / 1e9), Vec::new(), &subject);
+        for (pid, (name, open_ns)) in processes {
+            let Some(total) = self.totals.get(&pid) else { continue };
+            let subject = Subject::Process(who.process(pid, None, name));
+            add(&RUN_DELAY, Number::Float(total.run_delay_ns as f64 / 1e9), Vec::new(), &subject);
             if let Some(open_ns) = open_ns {
                 add(&LOOP_OPEN, Number::Float(open_ns as f64 / 1e9), Vec::new(), &subject);
             }
-            if let Some(distribution) = self.histograms.get(&pid) {
-                add(
-                    &LOOP_GAP,
-                    Number::Histogram(Box::new(distribution.clone())),
-                    Vec::new(),
-                    &subject,
-                );
+            if !total.turns.counts.is_empty() {
+                let turns = Number::Histogram(Box::new(total.turns.clone()));
+                add(&LOOP_GAP, turns, Vec::new(), &subject);
             }
         }
     }
@@ -380,15 +402,18 @@ fn rank(thread: &Thread) -> (u64, f64) {
     (thread.event_loop.as_ref().map_or(0, |event_loop| event_loop.open_ns), thread.run_delay_ratio)
 }
 
-fn add_histogram(sum: &mut Distribution, watch: &Watch) {
+/// Adds the turns since `before`, an earlier state of the same thread; all of them if it was watched anew since.
+fn add_turns(sum: &mut Distribution, watch: &Watch, before: &Watch) {
+    let anew = watch.turns < before.turns || watch.total_ns < before.total_ns;
+    let before = if anew { Watch::default() } else { *before };
     if sum.counts.is_empty() {
         sum.bounds =
             (0..BUCKETS).filter_map(upper_bound_ns).map(|bound| bound as f64 / 1e9).collect();
         sum.counts = vec![0; BUCKETS];
     }
-    for (count, add) in sum.counts.iter_mut().zip(watch.histogram) {
-        *count += u64::from(add);
+    for ((count, now), then) in sum.counts.iter_mut().zip(watch.histogram).zip(before.histogram) {
+        *count += u64::from(now.saturating_sub(then));
     }
-    sum.sum += watch.total_ns as f64 / 1e9;
+    sum.sum += (watch.total_ns - before.total_ns) as f64 / 1e9;
     sum.max = sum.max.max(watch.max_ns as f64 / 1e9);
 }

@@ -3,6 +3,8 @@
 mod fold;
 mod poller;
 mod span;
+#[cfg(test)]
+mod tests;
 mod view;
 mod watchlist;
 

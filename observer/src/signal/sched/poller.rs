@@ -103,7 +103,7 @@ impl Poller {
     }
 
     /// Folds one tick: begins or ends a window, and returns the gaps that have become clear. `open` tells whether a turn is
-    /// open now that only the probe can explain.
+    /// open now; the probe stays for it unless the thread is known anyway.
     pub fn tick(&mut self, now: Now, watches: &[(u32, Watch)], open: bool) -> Vec<Judged> {
         let wanted = std::mem::take(&mut self.wanted);
         if let Some((since, before)) = &self.on {
@@ -117,7 +117,7 @@ impl Poller {
                 self.beliefs.extend(learned.into_iter().map(|(tid, polls_without_sleep)| {
                     (tid, Belief { polls_without_sleep, until_ktime_ns })
                 }));
-                if !open || lasted >= MAX_OPEN_NS {
+                if !(open && wanted) || lasted >= MAX_OPEN_NS {
                     self.on = None;
                     self.off_ktime_ns = now.ktime_ns;
                 }

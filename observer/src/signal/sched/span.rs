@@ -28,7 +28,7 @@ pub fn reason(record: &Stall) -> &'static str {
 /// Span of an event-loop gap.
 pub fn gap(judged: &Judged, now: Now, who: &mut dyn Who) -> Span {
     let gap = &judged.gap;
-    let blocked_ns = gap.duration_ns.saturating_sub(gap.on_cpu_ns + gap.waiting_ns);
+    let blocked_ns = gap.duration_ns.saturating_sub(gap.on_cpu_ns.saturating_add(gap.waiting_ns));
     let mut span = base("event_loop.stall", &gap.header, gap.duration_ns, now, who);
     span.attrs.extend([
         attr("observer.stall.on_cpu_ns", gap.on_cpu_ns),

@@ -19,7 +19,8 @@ pub struct Watchlist {
     /// Process -> its watched threads.
     threads: BTreeMap<u32, BTreeSet<u32>>,
     count: usize,
-    /// Threads not watched for want of room.
+    /// Threads that should be watched but have no room, and how many there were in all.
+    without: BTreeSet<(u32, u32)>,
     refused: u64,
 }
 
@@ -55,13 +56,14 @@ impl Watchlist {
         let before: BTreeSet<(u32, u32)> = self.threads().collect();
         let after: BTreeSet<(u32, u32)> =
             wanted.iter().flat_map(|(pid, tids)| tids.iter().map(|tid| (*pid, *tid))).collect();
+        self.without.retain(|thread| after.contains(thread));
         for (pid, tid) in before.difference(&after) {
             self.drop_thread(*pid, *tid);
             changes.remove.push(*tid);
         }
         for (pid, tid) in after.difference(&before) {
             if self.count >= MAX_WATCHED {
-                self.refused += 1;
+                self.refused += u64::from(self.without.insert((*pid, *tid)));
                 continue;
             }
             self.threads.entry(*pid).or_default().insert(*tid);
@@ -76,7 +78,7 @@ impl Watchlist {
         let owner = self.threads().find(|(_, other)| *other == tid).map(|(pid, _)| pid);
         if let Some(pid) = owner {
             self.drop_thread(pid, tid);
-            self.refused += 1;
+            self.refused += u64::from(self.without.insert((pid, tid)));
         }
     }
 
@@ -109,6 +111,13 @@ mod tests {
         assert_eq!(list.len(), 2);
         list.refuse(3);
         assert_eq!((list.len(), list.refused()), (1, 1));
+        assert_eq!(list.update(wanted(&[(1, &[2, 3])])).add, [3], "its slot may have become free");
+        list.refuse(3);
+        assert_eq!((list.len(), list.refused()), (1, 1), "a thread is counted once");
+        list.update(wanted(&[(1, &[2])]));
+        list.update(wanted(&[(1, &[2, 3])]));
+        list.refuse(3);
+        assert_eq!(list.refused(), 2);
     }
 
     #[test]
