@@ -1,5 +1,8 @@
 //! Hands records of the ring to the signals.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 
 use observer_abi::{
