@@ -126,11 +126,9 @@ fn the_top_stack_of_node_names_the_function() {
     let options = ["--perf-basic-prof", "--interpreted-frames-native-stack"];
     let node = Node::start(script, &options, &[("MIB_PER_SECOND", "20"), ("MIB_MAX", "400")]);
     let pid = node.program.pid();
-    let mut last = None;
     agent.wait_snapshot("fillBuffersForever in the top stack", seconds(20), |snapshot| {
-        last = memory_of(snapshot, pid);
-        let top = last.as_ref()?.stacks.first()?;
-        has_frame(&top.frames, "fillBuffersForever").then_some(())
+        let row = memory_of(snapshot, pid)?;
+        has_frame(&row.stacks.first()?.frames, "fillBuffersForever").then_some(())
     });
     agent.stop();
     std::fs::remove_file(format!("/tmp/perf-{pid}.map")).unwrap();

@@ -141,22 +141,29 @@ fn an_idle_event_loop_has_no_stalls() {
 
 #[test]
 fn the_victim_of_a_cpu_hog_shows_run_delay() {
-    let Some(_host) = needs::host("sched::the_victim_of_a_cpu_hog_shows_run_delay", &[]) else {
-        return;
-    };
+    check_victim("sched::the_victim_of_a_cpu_hog_shows_run_delay", "0");
+}
+
+/// So little weight that it does not get the CPU for seconds: its delay must show before it ends.
+#[test]
+fn a_starved_thread_shows_run_delay() {
+    check_victim("sched::a_starved_thread_shows_run_delay", "19");
+}
+
+fn check_victim(test: &str, nice: &str) {
+    let Some(_host) = needs::host(test, &[]) else { return };
     let hog = load(&["hog", "0", "-20"]);
-    let victim = load(&["hog", "0", "19"]);
+    let victim = load(&["hog", "0", nice]);
     for load in [&hog, &victim] {
         load.wait_line(seconds(5), |line| (line == "spinning").then_some(()));
     }
     let agent = Agent::start(&[]);
-    let (slow, fast) = agent.wait_snapshot("both threads", seconds(10), |snapshot| {
-        let rows = (thread(snapshot, &victim)?, thread(snapshot, &hog)?);
-        (rows.0.run_delay_ratio > 0.0 && rows.1.on_cpu_ratio > 0.0).then_some(rows)
-    });
-    assert!(slow.run_delay_ratio > 0.8, "{slow:?}");
-    assert!(fast.run_delay_ratio < 0.2 && fast.on_cpu_ratio > 0.8, "{fast:?}");
-    assert!(slow.run_delay_ns > fast.run_delay_ns, "{slow:?} {fast:?}");
+    let hungry = |snapshot: &Snapshot| {
+        let (slow, fast) = (thread(snapshot, &victim)?, thread(snapshot, &hog)?);
+        let told = slow.run_delay_ratio > 0.8 && slow.run_delay_ns > fast.run_delay_ns;
+        (told && fast.run_delay_ratio < 0.2 && fast.on_cpu_ratio > 0.8).then_some(())
+    };
+    agent.wait_snapshot("run delay of the victim and none of the hog", seconds(10), hungry);
     agent.stop();
 }
 

@@ -207,12 +207,10 @@ fn activity_tells_waiting_unread_and_idle() {
 /// Waits until the connection from this local port does `activity` for at least `age`.
 #[track_caller]
 fn wait_activity(agent: &Agent, port: u16, activity: Activity, age: Duration) -> Connection {
-    let mut last = None;
     let found = |snapshot: &Snapshot| {
         let mut rows = snapshot.tcp.connections.iter();
-        last = rows.find(|row| row.local_port == port && row.role == "client").cloned();
-        last.clone()
-            .filter(|row| row.activity == activity && Duration::from_nanos(row.activity_ns) >= age)
+        let row = rows.find(|row| row.local_port == port && row.role == "client").cloned();
+        row.filter(|row| row.activity == activity && Duration::from_nanos(row.activity_ns) >= age)
     };
     agent.wait_snapshot(&format!("{activity:?} for {age:?}"), seconds(15), found)
 }
