@@ -14,6 +14,11 @@ fn main() -> Result<()> {
         root_dir: root.to_str().context("the path of the workspace is not UTF-8")?,
         ..aya_build::Package::default()
     };
-    aya_build::build_ebpf([package], aya_build::Toolchain::default())
+    // `cargo xtask` names another nightly where the default one is missing or too new for the linker's LLVM.
+    println!("cargo:rerun-if-env-changed=BPF_TOOLCHAIN");
+    let name = std::env::var("BPF_TOOLCHAIN").ok();
+    let toolchain =
+        name.as_deref().map_or_else(aya_build::Toolchain::default, aya_build::Toolchain::Custom);
+    aya_build::build_ebpf([package], toolchain)
         .context("cannot build the BPF programs: `cargo xtask run` installs what they need")
 }

@@ -88,8 +88,10 @@ offsets! {
     sock_rcv_saddr = "sock_common"."skc_rcv_saddr",
     /// Peer port, network order.
     sock_dport = "sock_common"."skc_dport",
-    /// Local port, host order.
+    /// Local port, host order; gone when the connection is.
     sock_num = "sock_common"."skc_num",
+    /// Local port, network order; stays.
+    inet_sport = "inet_sock"."inet_sport",
     /// AF_INET or AF_INET6.
     sock_family = "sock_common"."skc_family",
     /// TCP state.

@@ -1,7 +1,7 @@
 //! Scheduler and event-loop stalls: the table of watched threads and the records of gaps and stalls.
 //!
-//! Durations are differences of the run-queue clock, which the programs read without a clock call; see
-//! [`Watch::calibration_ktime_ns`] for its relation to CLOCK_MONOTONIC.
+//! Turns are timed by CLOCK_MONOTONIC; waits and sleeps by the run-queue clock, which is loaded without a call but may
+//! differ by some milliseconds between CPUs where the TSC is not stable.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -16,8 +16,8 @@ pub const MAX_WATCHED: usize = 4096;
 /// Set in [`Watch::key`] beside the thread id, so that an empty slot never matches (the idle task has id 0).
 pub const WATCHED: u32 = 1 << 31;
 
-/// Set in [`Watch::flags`] for the agent's own sampler, whose wake-ups relate the run-queue clock to CLOCK_MONOTONIC.
-pub const CALIBRATE: u32 = 1;
+/// Set in [`Watch::flags`] while the present turn was not seen to begin: the thread was watched in the middle of it.
+pub const PARTIAL: u32 = 1;
 
 /// Where a watched thread is. Values of [`Watch::phase`].
 pub mod phase {
@@ -41,7 +41,7 @@ pub mod phase {
 pub struct Watch {
     /// Thread id with [`WATCHED`]; 0 if the slot is free.
     pub key: u32,
-    /// [`CALIBRATE`].
+    /// [`PARTIAL`].
     pub flags: u32,
     /// See [`phase`].
     pub phase: u32,
@@ -49,8 +49,8 @@ pub struct Watch {
     pub syscall: u32,
     /// When it last left a CPU, run-queue clock.
     pub left_clock: u64,
-    /// Begin of the present turn of its loop: its wake-up; 0 while it waits in epoll. Run-queue clock.
-    pub turn_clock: u64,
+    /// Begin of the present turn of its loop: its wake-up; 0 while it waits in epoll. CLOCK_MONOTONIC.
+    pub turn_ktime_ns: u64,
     /// Its time on a CPU at that begin.
     pub turn_on_cpu_ns: u64,
     /// Its run-queue delay at that begin.
@@ -67,8 +67,6 @@ pub struct Watch {
     pub total_ns: u64,
     /// The longest turn.
     pub max_ns: u64,
-    /// For [`CALIBRATE`]: CLOCK_MONOTONIC at the instant of [`Watch::left_clock`].
-    pub calibration_ktime_ns: u64,
     /// Turns by length, see [`crate::histogram`].
     pub histogram: [u32; BUCKETS],
 }
@@ -91,6 +89,8 @@ pub struct LoopGap {
     pub sleeps: u64,
     /// Calls of epoll seen by the probe.
     pub polls: u64,
+    /// 1 if its begin was not seen.
+    pub partial: u64,
 }
 
 /// A watched thread was off its CPU for longer than the threshold. The header's time is its return.

@@ -97,6 +97,19 @@ pub struct Socket {
     pub srtt_us: u32,
 }
 
+impl Socket {
+    /// Zeroes what is read from the TCP socket.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        self.local_port = 0;
+        self.error = 0;
+        self.sent_bytes = 0;
+        self.received_bytes = 0;
+        self.retransmits = 0;
+        self.srtt_us = 0;
+    }
+}
+
 /// A connection has ended. The header names its owner; its time is the end.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

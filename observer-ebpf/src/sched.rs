@@ -5,8 +5,9 @@
 //! Yields: [`LoopGap`] for a turn of an epoll loop over the threshold, [`Stall`] for a watched thread off its CPU for
 //! longer than the threshold, and the state, turns and histogram in the WATCH table.
 //! How: a thread that leaves its CPU by its own will tells in which system call it is (the saved user registers); in
-//! epoll, its turn is over. The turn began when it was last woken from there (`sched_info.last_queued`). All durations
-//! come from the run-queue clock, which is loaded, not called. Unwatched tasks cost two array look-ups.
+//! epoll, its turn is over. The turn began when it was last woken from there. How long it was runnable before it got a CPU
+//! is `sched_info.last_queued` on the run-queue clock, which is loaded, not called. Unwatched tasks cost two array
+//! look-ups and no clock.
 //! Misses: a loop that polls without ever sleeping looks like one long turn until the epoll probe tells; loops on
 //! io_uring or poll(2); a kernel without CONFIG_SCHED_INFO or CONFIG_FAIR_GROUP_SCHED.
 //! Cost: see docs/measurements.md.
@@ -20,7 +21,7 @@ use aya_ebpf::{
 };
 use observer_abi::{
     KERNEL_FRAMES, Kind, histogram,
-    sched::{CALIBRATE, LoopGap, Stall, WATCH_SLOTS, WATCHED, Watch, phase},
+    sched::{LoopGap, PARTIAL, Stall, WATCH_SLOTS, WATCHED, Watch, phase},
 };
 
 use crate::{
@@ -78,23 +79,21 @@ pub fn is_watched(tid: u32) -> bool {
 /// The task gives up its CPU, by its will if `state` is not running (0).
 #[inline(always)]
 fn leave(watch: &mut Watch, task: Object, state: u32) {
-    if watch.flags & CALIBRATE != 0 {
-        return;
-    }
-    let now = run_queue_clock(task);
-    watch.left_clock = now;
+    watch.left_clock = run_queue_clock(task);
     let syscall = syscall(task);
     watch.syscall = syscall;
     if state == 0 {
         watch.phase = phase::RUNNING;
-        if watch.turn_clock == 0 && !is_epoll(syscall) {
-            // Watched in the middle of a turn: from now on it is known to be in one.
-            begin_turn(watch, task, now);
+        if watch.turn_ktime_ns == 0 && !is_epoll(syscall) {
+            begin_turn(watch, task, ktime_ns());
+            watch.flags |= PARTIAL;
         }
     } else if is_epoll(syscall) && state & UNINTERRUPTIBLE == 0 {
         watch.phase = phase::POLLING;
-        end_turn(watch, task, now);
-        watch.turn_clock = 0;
+        if watch.turn_ktime_ns != 0 {
+            end_turn(watch, task, ktime_ns());
+        }
+        watch.turn_ktime_ns = 0;
         watch.turns += 1;
     } else if state & UNINTERRUPTIBLE != 0 && state & NO_LOAD == 0 {
         watch.phase = phase::BLOCKED;
@@ -108,21 +107,16 @@ fn leave(watch: &mut Watch, task: Object, state: u32) {
 #[inline(always)]
 fn enter(watch: &mut Watch, task: Object) {
     let now = run_queue_clock(task);
-    if watch.flags & CALIBRATE != 0 {
-        watch.left_clock = now;
-        watch.calibration_ktime_ns = ktime_ns();
-        return;
-    }
     let queued = match get!(task, task_last_queued as u64) {
         0 => now,
         clock => clock,
     };
+    let waited = now.saturating_sub(queued);
     let was = watch.phase;
     watch.phase = phase::RUNNING;
     if was == phase::POLLING || (was == phase::UNKNOWN && is_epoll(syscall(task))) {
-        begin_turn(watch, task, queued);
+        begin_turn(watch, task, ktime_ns().saturating_sub(waited));
     }
-    let waited = now.saturating_sub(queued);
     if waited >= layout!(run_delay_threshold_ns) {
         stall(watch, task, phase::RUNNING, waited);
     }
@@ -134,18 +128,16 @@ fn enter(watch: &mut Watch, task: Object) {
 }
 
 #[inline(always)]
-fn begin_turn(watch: &mut Watch, task: Object, clock: u64) {
-    watch.turn_clock = clock;
+fn begin_turn(watch: &mut Watch, task: Object, ktime_ns: u64) {
+    watch.flags &= !PARTIAL;
+    watch.turn_ktime_ns = ktime_ns;
     watch.turn_on_cpu_ns = get!(task, task_sum_exec_runtime as u64);
     watch.turn_run_delay_ns = get!(task, task_run_delay as u64);
 }
 
 #[inline(always)]
 fn end_turn(watch: &mut Watch, task: Object, now: u64) {
-    if watch.turn_clock == 0 {
-        return;
-    }
-    let duration_ns = now.saturating_sub(watch.turn_clock);
+    let duration_ns = now.saturating_sub(watch.turn_ktime_ns);
     watch.total_ns += duration_ns;
     watch.max_ns = if duration_ns > watch.max_ns { duration_ns } else { watch.max_ns };
     let bucket = histogram::bucket(duration_ns) as usize;
@@ -158,13 +150,14 @@ fn end_turn(watch: &mut Watch, task: Object, now: u64) {
     watch.gaps += 1;
     let on_cpu_ns = get!(task, task_sum_exec_runtime as u64).saturating_sub(watch.turn_on_cpu_ns);
     let waiting_ns = get!(task, task_run_delay as u64).saturating_sub(watch.turn_run_delay_ns);
-    emit(Kind::LoopGap, task, ktime_ns(), |gap: &mut LoopGap| {
+    emit(Kind::LoopGap, task, now, |gap: &mut LoopGap| {
         gap.duration_ns = duration_ns;
         gap.on_cpu_ns = on_cpu_ns;
         gap.waiting_ns = waiting_ns;
         gap.turns = watch.turns;
         gap.sleeps = watch.sleeps;
         gap.polls = watch.polls;
+        gap.partial = u64::from(watch.flags & PARTIAL);
     });
 }
 
@@ -232,9 +225,11 @@ fn epoll_enter(ctx: BtfTracePointContext) -> i32 {
     }
     let task = current();
     let Some(watch) = watched(get!(task, task_pid as u32)) else { return 0 };
-    let now = run_queue_clock(task);
+    let now = ktime_ns();
     watch.polls += 1;
-    end_turn(watch, task, now);
+    if watch.turn_ktime_ns != 0 {
+        end_turn(watch, task, now);
+    }
     begin_turn(watch, task, now);
     0
 }

@@ -186,13 +186,15 @@ fn address(sock: Object, v4: u64, v6: u64) -> [u8; 16] {
 fn read_socket(sock: Object, socket: &mut Socket) {
     socket.local_address = address(sock, offset!(sock_rcv_saddr), offset!(sock_v6_rcv_saddr));
     socket.peer_address = peer_address(sock);
-    socket.local_port = get!(sock, sock_num as u16);
     socket.peer_port = u16::from_be(get!(sock, sock_dport as u16));
     socket.family = if get!(sock, sock_family as u16) == AF_INET6 { AF_INET6 } else { AF_INET };
     let tcp = unsafe { bpf_skc_to_tcp_sock(sock.cast_mut().cast()) }.cast::<u8>().cast_const();
     if tcp.is_null() {
+        // Not a full TCP socket: cannot be, but the verifier wants to know; the record's memory must be set.
+        socket.clear();
         return;
     }
+    socket.local_port = u16::from_be(get!(tcp, inet_sport as u16));
     socket.error = get!(tcp, sock_err as u32) as u16;
     let fin = u64::from(get!(tcp, sock_flags as u64) & SOCK_DONE != 0);
     socket.received_bytes = get!(tcp, tcp_bytes_received as u64).saturating_sub(fin);

@@ -156,17 +156,21 @@ fn compressed(bytes: &[u8]) -> Bytes {
 /// No answer: a wrong certificate is for somebody to mend, all else may pass.
 fn failed(error: &hyper_util::client::legacy::Error) -> Answer {
     let mut reason = error.to_string();
+    let mut is_tls = false;
     let mut source = error.source();
     while let Some(cause) = source {
         reason = format!("{reason}: {cause}");
-        // hyper-rustls hides rustls' error in an io::Error, which does not name it as its source.
-        let inner = cause.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
-        if inner.is_some_and(|inner| inner.is::<rustls::Error>()) || cause.is::<rustls::Error>() {
-            return Answer::hold(answer::shown(reason.as_bytes()));
-        }
+        is_tls |= is_from_tls(cause);
         source = cause.source();
     }
-    Answer::retry(answer::shown(reason.as_bytes()))
+    let reason = answer::shown(reason.as_bytes());
+    if is_tls { Answer::hold(reason) } else { Answer::retry(reason) }
+}
+
+/// An io::Error does not name what it wraps as its source, so look inside; hyper-rustls wraps twice.
+fn is_from_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let inside = error.downcast_ref::<std::io::Error>().and_then(|error| error.get_ref());
+    error.is::<rustls::Error>() || inside.is_some_and(|inside| is_from_tls(inside))
 }
 
 type Read = Result<Collected<Bytes>, Answer>;

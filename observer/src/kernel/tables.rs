@@ -87,13 +87,13 @@ impl Tables {
     }
 
     /// Starts to watch a thread. False if its slot is taken by another one.
-    pub fn watch(&mut self, tid: u32, flags: u32) -> bool {
+    pub fn watch(&mut self, tid: u32) -> bool {
         let slot = tid & (WATCH_SLOTS - 1);
         let taken = self
             .watch
             .get(&slot, 0)
             .is_ok_and(|Wire(entry)| entry.key != 0 && entry.key != tid | WATCHED);
-        let entry = Watch { key: tid | WATCHED, flags, ..Watch::default() };
+        let entry = Watch { key: tid | WATCHED, ..Watch::default() };
         !taken && self.watch.set(slot, Wire(entry), 0).is_ok()
     }
 

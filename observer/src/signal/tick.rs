@@ -74,10 +74,8 @@ pub struct Readings<'a> {
     pub tasks: &'a [TaskRow],
     /// Open connections of the ledger.
     pub sockets: &'a [SocketRow],
-    /// Watched threads with the instant, on the run-queue clock, at which they were read.
+    /// Watched threads by id.
     pub watches: &'a [(u32, Watch)],
-    /// The run-queue clock now; `None` before it is known.
-    pub run_queue_clock_ns: Option<u64>,
     /// Sums of reclaim by pid.
     pub reclaimers: &'a [(u32, Reclaimer)],
     /// /proc/meminfo.

@@ -99,7 +99,8 @@ impl Sched {
     pub fn gap(&mut self, record: LoopGap, now: Now, who: &mut dyn Who, out: &mut Output) {
         let name = comm_text(&record.header.comm);
         // Before its first turn a thread starts up; that is no stall of a loop.
-        if record.turns == 0 || !is_loop(&name, record.turns, record.sleeps) {
+        let starts = record.turns == 0 && record.partial != 0;
+        if starts || !is_loop(&name, record.turns + 1, record.sleeps) {
             return;
         }
         if let Some(judged) = self.poller.judge(record, now) {
@@ -252,11 +253,10 @@ impl Sched {
 
     /// The turn that is not over, if it is over the threshold and known to be one.
     fn open(&mut self, row: &TaskRow, watch: &Watch, readings: &Readings<'_>) -> EventLoop {
-        let Some(clock) = readings.run_queue_clock_ns else { return EventLoop::default() };
-        if watch.turn_clock == 0 || watch.phase == phase::POLLING {
+        if watch.turn_ktime_ns == 0 || watch.phase == phase::POLLING {
             return EventLoop::default();
         }
-        let open_ns = clock.saturating_sub(watch.turn_clock);
+        let open_ns = readings.now.since(watch.turn_ktime_ns);
         if open_ns < self.gap_threshold_ns || !self.poller.is_open(row.tid, open_ns, readings.now) {
             return EventLoop::default();
         }

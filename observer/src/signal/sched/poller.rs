@@ -32,6 +32,9 @@ pub struct Judged {
     pub confirmed: bool,
 }
 
+/// Turns and polls of each thread.
+type Counts = HashMap<u32, (u64, u64)>;
+
 #[derive(Debug, Clone, Copy)]
 struct Belief {
     polls_without_sleep: bool,
@@ -44,7 +47,7 @@ pub struct Poller {
     beliefs: HashMap<u32, Belief>,
     pending: Vec<LoopGap>,
     /// Since when the probe is attached, with (turns, polls) of each thread then.
-    on: Option<(u64, HashMap<u32, (u64, u64)>)>,
+    on: Option<(u64, Counts)>,
     off_ktime_ns: u64,
     wanted: bool,
     /// Long turns that were busy polling.

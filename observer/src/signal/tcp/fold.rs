@@ -145,7 +145,7 @@ impl Tcp {
         }
         let round = self.round;
         self.segments.retain(|_, segments| segments.round == round);
-        connections.sort_by(|a, b| rank(b).cmp(&rank(a)));
+        connections.sort_by_key(|connection| std::cmp::Reverse(rank(connection)));
         self.view = View {
             endpoints: endpoints(&connections),
             connection_count: connections.len() as u64,
