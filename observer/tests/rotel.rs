@@ -2,6 +2,8 @@
 //!
 //! `OBSERVER_TEST_ROTEL` is the path of `rotel-agent` (`pip install rotel==0.0.1a15`, then
 //! `lib/python3.11/site-packages/rotel/rotel-agent` of that environment). Without it the tests say that they are skipped.
+#![expect(clippy::unwrap_used, reason = "the whole file is a test")]
+#![expect(clippy::print_stdout, reason = "a skipped test says so")]
 
 use std::{
     collections::BTreeMap,
