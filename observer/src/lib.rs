@@ -1,11 +1,20 @@
 //! The user half of `observer`. Read `agent.rs` first.
 
+pub mod agent;
+pub mod check;
 pub mod cli;
 pub mod config;
-pub mod export;
 pub mod control;
+pub mod dns;
+pub mod export;
+pub mod files;
+pub mod host;
 pub mod identity;
+pub mod kernel;
+pub mod lines;
+pub mod sampler;
 pub mod signal;
 pub mod snapshot;
+pub mod symbolize;
 pub mod telemetry;
 pub mod top;

@@ -1,1 +1,105 @@
-fn main() {}
+//! The `observer` command: parses, dispatches, prints the error chain.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to its user")]
+
+use std::{io, process::ExitCode, sync::Arc, thread};
+
+use anyhow::Result;
+use clap::Parser as _;
+use observer::{
+    agent, check,
+    cli::{self, Cli, Command},
+    config::{self, Config, ConfigError, Sources},
+    control::{self, ControlError, SOCKET_NAME},
+    sampler::Sampler,
+    symbolize,
+    top::{self, Source},
+};
+use tracing_subscriber::filter::LevelFilter;
+
+fn main() -> ExitCode {
+    // Not in the help: the agent calls itself to name addresses.
+    if std::env::args_os().nth(1).is_some_and(|word| word == "symbolize") {
+        return exit(symbolize::child_main().map(|()| cli::EXIT_OK));
+    }
+    exit(dispatch(Cli::parse().command))
+}
+
+fn exit(result: Result<u8>) -> ExitCode {
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("observer: {error:#}");
+            let usage = error.downcast_ref::<ConfigError>().is_some();
+            ExitCode::from(if usage { cli::EXIT_USAGE } else { cli::EXIT_FAILED })
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<u8> {
+    match command {
+        Command::Run(run) => {
+            let config = load(&run.settings)?;
+            agent::run(&config, run.time, run.out)?;
+        }
+        Command::Top(command) => {
+            let config = load(&command.settings)?;
+            let source = source(&config)?;
+            if command.once {
+                top::once(source, command.json, &mut io::stdout().lock())?;
+            } else {
+                top::run(source)?;
+            }
+        }
+        Command::Check(command) => {
+            let config = load(&command.settings)?;
+            let sampler = Sampler::new(&config)?;
+            let (programs, probes) = (sampler.programs(), sampler.has_probes());
+            check::print(
+                &programs,
+                probes,
+                &sampler.info().kernel,
+                command.json,
+                &mut io::stdout().lock(),
+            )?;
+            return Ok(check::exit_code(&programs, probes));
+        }
+        Command::Config(settings) => print!("{}", load(&settings)?.to_toml()),
+    }
+    Ok(cli::EXIT_OK)
+}
+
+fn load(settings: &cli::Settings) -> Result<Config> {
+    let sources = Sources::of_process(settings.config.as_deref(), &settings.set)?;
+    let config = Config::load(&config::all_settings(), &sources)?;
+    let level = config.text(&config::LOG_LEVEL).parse().unwrap_or(LevelFilter::INFO);
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_max_level(level)
+        .with_target(false)
+        .init();
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
+    Ok(config)
+}
+
+/// The running agent, or, if none runs, probes of this process.
+fn source(config: &Config) -> Result<Source> {
+    match control::connect(&config.run_dir().join(SOCKET_NAME)) {
+        Ok(client) => Ok(Source::Agent(client)),
+        Err(ControlError::NotRunning { .. }) => {
+            let mut sampler = Sampler::new(config)?;
+            let interval = config.duration(&config::INTERVAL);
+            let mut first = true;
+            Ok(Source::Own(Box::new(move || {
+                if !std::mem::take(&mut first) {
+                    thread::sleep(interval);
+                }
+                sampler.tick(false);
+                drop(sampler.take_batch(false));
+                Ok(Arc::new(sampler.snapshot(Vec::new(), Vec::new())))
+            })))
+        }
+        Err(error) => Err(error.into()),
+    }
+}

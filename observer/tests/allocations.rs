@@ -75,7 +75,12 @@ fn batch(n: u64) -> Batch {
             start_unix_ns: 1_656_679_000_000_000_000 + u64::from(pid),
             name: "node".into(),
             command_line: "node server.js --port 3000".into(),
-            pm2: Some(Pm2 { app: "api".into(), worker: pid, home: "/root/.pm2".into() }),
+            pm2: Some(Pm2 {
+                app: "api".into(),
+                worker: pid,
+                home: "/root/.pm2".into(),
+                instance: None,
+            }),
             service_name: "api".into(),
             ..Process::default()
         }))

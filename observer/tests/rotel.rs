@@ -2,8 +2,11 @@
 //!
 //! `OBSERVER_TEST_ROTEL` is the path of `rotel-agent` (`pip install rotel==0.0.1a15`, then
 //! `lib/python3.11/site-packages/rotel/rotel-agent` of that environment). Without it the tests say that they are skipped.
-#![expect(clippy::unwrap_used, reason = "the whole file is a test")]
-#![expect(clippy::print_stdout, reason = "a skipped test says so")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test: helpers fail it by panicking, skips are printed"
+)]
 
 use std::{
     collections::BTreeMap,
@@ -157,7 +160,7 @@ fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 fn check(protocol: &str, compression: &str) {
     let Some(binary) = std::env::var_os("OBSERVER_TEST_ROTEL") else {
-        println!("skipped: OBSERVER_TEST_ROTEL does not name a rotel-agent");
+        println!("SKIPPED rotel: OBSERVER_TEST_ROTEL does not name a rotel-agent");
         return;
     };
     let directory = tempfile::tempdir().unwrap();

@@ -1,1 +1,63 @@
-fn main() {}
+//! The tasks of this workspace: `cargo xtask run`, `cargo xtask test`, `cargo xtask bench`.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a task tells the developer what it does"
+)]
+
+mod bench;
+mod command;
+mod run;
+mod setup;
+mod skips;
+mod test;
+#[cfg(test)]
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Builds, runs, tests and measures observer.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+enum Task {
+    /// Install what is missing, build for release, and run observer on this host.
+    Run {
+        /// What observer is called with instead of `run`, after `--`.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Install what is missing, and run every test that this machine allows.
+    Test,
+    /// Measure what the agent costs.
+    Bench {
+        #[command(subcommand)]
+        bench: bench::Bench,
+    },
+}
+
+fn main() -> ExitCode {
+    // The chain of causes is for people; a stack trace of this program would bury it.
+    match perform(&Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: &Task) -> anyhow::Result<()> {
+    std::env::set_current_dir(workspace())?;
+    match task {
+        Task::Run { args } => run::run(args),
+        Task::Test => test::test(),
+        Task::Bench { bench } => bench::bench(bench),
+    }
+}
+
+/// Top of the workspace.
+fn workspace() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}

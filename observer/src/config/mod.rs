@@ -118,11 +118,49 @@ pub const LOG_LEVEL: Setting = Setting {
 };
 
 /// General settings, those of no signal.
-pub const SETTINGS: &[Setting] = &[STATE_DIR, GROUP, INTERVAL, LOG_LEVEL];
+pub const SETTINGS: &[Setting] =
+    &[STATE_DIR, GROUP, INTERVAL, LOG_LEVEL, LOG_PROBES, BTF, RING_SIZE, DNS];
+
+/// Log of the BPF programs.
+pub const LOG_PROBES: Setting = Setting {
+    key: "log.probes",
+    kind: Kind::Choice(&["off", "error", "warn", "info", "debug", "trace"]),
+    default: "off",
+    otel: &[],
+    help: "least severity of the messages of the BPF programs; off costs nothing",
+};
+
+/// Kernel type information.
+pub const BTF: Setting = Setting {
+    key: "btf",
+    kind: Kind::Text,
+    default: crate::kernel::BTF_PATH,
+    otel: &[],
+    help: "type information (BTF) of the running kernel",
+};
+
+/// Event ring.
+pub const RING_SIZE: Setting = Setting {
+    key: "ring_size",
+    kind: Kind::Bytes { min: 4096, max: 1 << 28 },
+    default: "1MiB",
+    otel: &[],
+    help: "memory of the ring in which the kernel side leaves rare events; what finds it full is counted",
+};
+
+/// Names of peers.
+pub const DNS: Setting = Setting {
+    key: "dns",
+    kind: Kind::Bool,
+    default: "true",
+    otel: &[],
+    help: "read the answers of name servers to this host, to know databases by name",
+};
 
 /// Every setting of the program: the general ones, then those of each signal.
 pub fn all_settings() -> Vec<&'static [Setting]> {
-    std::iter::once(SETTINGS)
+    [SETTINGS, crate::export::settings::SETTINGS]
+        .into_iter()
         .chain(crate::signal::ALL.iter().map(|signal| signal.settings))
         .collect()
 }

@@ -91,8 +91,9 @@ prop_compose! {
             cgroup: text(4),
             unit: text(5),
             container_id: text(6),
-            pm2: pm2.then(|| Pm2 { app: text(7), worker: 3, home: String::new() }),
+            pm2: pm2.then(|| Pm2 { app: text(7), worker: 3, ..Pm2::default() }),
             service_name: text(8),
+            ..Process::default()
         }
     }
 }

@@ -1,10 +1,15 @@
-//! The four signals, each in the file of its name, and the registry that export, `top`, docs and config read.
+//! The four signals, each in the file or folder of its name, and the registry that export, `top`, docs and config read.
 
 pub mod alloc;
 pub mod oom;
 pub mod sched;
 pub mod tcp;
+mod tick;
 
+pub use self::tick::{
+    MAX_ITEMS, Now, Output, PressureReading, Readings, Who, comm_text, per_second, ratio,
+    span_context,
+};
 use crate::{config::Setting, snapshot::Snapshot, telemetry::Metric, top::Table};
 
 /// What the rest of the agent needs to know about a signal.

@@ -24,7 +24,12 @@ pub(super) fn snapshot() -> Snapshot {
         pid: 4711,
         name: "node".into(),
         service_name: "upload".into(),
-        pm2: Some(Pm2 { app: "upload".into(), worker: 3, home: "/root/.pm2".into() }),
+        pm2: Some(Pm2 {
+            app: "upload".into(),
+            worker: 3,
+            home: "/root/.pm2".into(),
+            instance: None,
+        }),
         ..Process::default()
     };
     let postgres = Process {

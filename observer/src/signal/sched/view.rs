@@ -1,19 +1,6 @@
-//! Scheduler and event-loop stalls: who waits for a CPU, who is blocked on what, and which event loop does not turn.
+//! What the snapshot holds of `sched`; field names and units are those of docs/snapshot-json.md.
 
 use serde::{Deserialize, Serialize};
-
-use crate::{config::Setting, signal::Signal, snapshot::Snapshot, telemetry::Metric, top::Table};
-
-/// Registry entry.
-pub const SIGNAL: Signal = Signal {
-    name: "sched",
-    help: "run-queue delay, off-CPU stalls, D state, CPU quota and steal, event-loop gaps",
-    metrics: METRICS,
-    settings: SETTINGS,
-    table,
-};
-const METRICS: &[&Metric] = &[];
-const SETTINGS: &[Setting] = &[];
 
 /// What `top` and the JSON snapshot show of stalls.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -99,8 +86,4 @@ pub struct CpuCgroup {
     pub throttled_ns: u64,
     /// Share of the last second's periods that were throttled, 0 to 1.
     pub throttled_ratio: f64,
-}
-
-fn table(_snapshot: &Snapshot) -> Table {
-    Table::default()
 }

@@ -1,19 +1,6 @@
-//! OOM precursors: memory pressure from the first reclaim to the kill, and how long until memory is gone.
+//! What the snapshot holds of `oom`; field names and units are those of docs/snapshot-json.md.
 
 use serde::{Deserialize, Serialize};
-
-use crate::{config::Setting, signal::Signal, snapshot::Snapshot, telemetry::Metric, top::Table};
-
-/// Registry entry.
-pub const SIGNAL: Signal = Signal {
-    name: "oom",
-    help: "memory pressure: headroom, time to exhaustion, reclaim, PSI, memory cgroups, OOM kills",
-    metrics: METRICS,
-    settings: SETTINGS,
-    table,
-};
-const METRICS: &[&Metric] = &[];
-const SETTINGS: &[Setting] = &[];
 
 /// What `top` and the JSON snapshot show of memory pressure.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -132,8 +119,4 @@ pub struct OomKill {
     pub oom_score_adj: i32,
     /// Whether a memory cgroup's limit caused it, not the host's memory.
     pub in_cgroup: bool,
-}
-
-fn table(_snapshot: &Snapshot) -> Table {
-    Table::default()
 }

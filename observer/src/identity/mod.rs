@@ -1,13 +1,28 @@
 //! Who a process is: the only reader of `/proc/PID`.
+//!
+//! `cache` keeps what was read, `read` does the IO, the others are pure parsers of what `/proc` says.
+
+mod cache;
+mod cgroup;
+mod environ;
+mod parse;
+mod read;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::{
+    cache::{Identities, MAX_PROCESSES},
+    cgroup::{Cgroup, parse_cgroup},
+    environ::{Environment, parse_environ},
+    parse::{Stat, parse_stat},
+};
 
 /// Identity of a process. (pid, start time) is unique on a host until reboot; the rest describes it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Process {
     /// Process id in the host's namespace.
     pub pid: u32,
-    /// When it started.
+    /// When it started, in steps of a clock tick (10 ms); 0 if unknown.
     pub start_unix_ns: u64,
     /// Parent's pid.
     pub parent_pid: u32,
@@ -17,11 +32,11 @@ pub struct Process {
     pub executable: String,
     /// Arguments joined by spaces, bounded.
     pub command_line: String,
-    /// Numeric user id.
+    /// Numeric user id (effective).
     pub user_id: u32,
     /// User name, if known.
     pub user_name: String,
-    /// Control group path (v2, else the memory controller's).
+    /// Control group path (the v1 memory controller's where the host has one, else v2's).
     pub cgroup: String,
     /// systemd unit or scope; empty if none.
     pub unit: String,
@@ -29,12 +44,16 @@ pub struct Process {
     pub container_id: String,
     /// PM2, if it manages this process.
     pub pm2: Option<Pm2>,
+    /// Home of the PM2 daemon that this process *is*. Two such processes on a host mean two sets of pools.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pm2_daemon_home: Option<String>,
     /// `service.name` of its telemetry: from OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES in its environment, the PM2
     /// app, the unit, else the executable's name.
     pub service_name: String,
 }
 
-/// A process managed by PM2, known from its environment (`pm_id`, `name`, `PM2_HOME`).
+/// A process managed by PM2, known from its environment (`pm_id`, `name`, `PM2_HOME`; in cluster mode all of them inside
+/// the JSON of `pm2_env`). Children of a worker inherit it, and so count as the worker's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pm2 {
     /// Application name.
@@ -43,4 +62,7 @@ pub struct Pm2 {
     pub worker: u32,
     /// PM2's home, which tells several daemons apart.
     pub home: String,
+    /// Number of this worker among those of its app (`NODE_APP_INSTANCE`), if PM2 was told how many to start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<u32>,
 }

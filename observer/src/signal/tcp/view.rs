@@ -1,19 +1,6 @@
-//! TCP lifetimes: the ledger of every connection to a database or Redis, with its owner, age and state.
+//! What the snapshot holds of `tcp`; field names and units are those of docs/snapshot-json.md.
 
 use serde::{Deserialize, Serialize};
-
-use crate::{config::Setting, signal::Signal, snapshot::Snapshot, telemetry::Metric, top::Table};
-
-/// Registry entry.
-pub const SIGNAL: Signal = Signal {
-    name: "tcp",
-    help: "every connection to a database or Redis: owner, age, bytes, and what it waits for",
-    metrics: METRICS,
-    settings: SETTINGS,
-    table,
-};
-const METRICS: &[&Metric] = &[];
-const SETTINGS: &[Setting] = &[];
 
 /// What `top` and the JSON snapshot show of connections.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -123,8 +110,4 @@ pub struct Endpoint {
     pub stuck: u64,
     /// The longest wait for a reply.
     pub longest_wait_ns: u64,
-}
-
-fn table(_snapshot: &Snapshot) -> Table {
-    Table::default()
 }

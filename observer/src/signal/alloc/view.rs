@@ -1,19 +1,6 @@
-//! Allocations: which process holds how much memory, who grows, and from where in its code.
+//! What the snapshot holds of `alloc`; field names and units are those of docs/snapshot-json.md.
 
 use serde::{Deserialize, Serialize};
-
-use crate::{config::Setting, signal::Signal, snapshot::Snapshot, telemetry::Metric, top::Table};
-
-/// Registry entry.
-pub const SIGNAL: Signal = Signal {
-    name: "alloc",
-    help: "memory of each process, who grows, and the stacks that touch new pages",
-    metrics: METRICS,
-    settings: SETTINGS,
-    table,
-};
-const METRICS: &[&Metric] = &[];
-const SETTINGS: &[Setting] = &[];
 
 /// What `top` and the JSON snapshot show of allocations.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -66,8 +53,4 @@ pub struct AllocationStack {
     pub share: f64,
     /// Sampled faults.
     pub samples: u64,
-}
-
-fn table(_snapshot: &Snapshot) -> Table {
-    Table::default()
 }

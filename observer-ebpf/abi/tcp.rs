@@ -1,0 +1,201 @@
+//! TCP lifetimes: the ledger's rows and the record of a closed connection.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{COMM_LEN, Header};
+
+/// Connections in the ledger at once.
+pub const MAX_CONNECTIONS: u32 = 16384;
+
+/// Addresses that a DNS answer or the config named as a database's.
+pub const MAX_PEERS: u32 = 1024;
+
+/// Words of the port bitmap, 64 ports each.
+pub const PORT_WORDS: u32 = 1024;
+
+/// TCP states (include/net/tcp_states.h).
+pub mod state {
+    #![allow(missing_docs, reason = "the names are TCP's own, RFC 9293 section 3.3.2")]
+    pub const ESTABLISHED: u32 = 1;
+    pub const SYN_SENT: u32 = 2;
+    pub const SYN_RECV: u32 = 3;
+    pub const FIN_WAIT1: u32 = 4;
+    pub const FIN_WAIT2: u32 = 5;
+    pub const TIME_WAIT: u32 = 6;
+    pub const CLOSE: u32 = 7;
+    pub const CLOSE_WAIT: u32 = 8;
+    pub const LAST_ACK: u32 = 9;
+    pub const LISTEN: u32 = 10;
+    pub const CLOSING: u32 = 11;
+    pub const NEW_SYN_RECV: u32 = 12;
+}
+
+/// [`Owned::role`]: this host connected.
+pub const CLIENT: u8 = 1;
+/// [`Owned::role`]: this host accepted.
+pub const SERVER: u8 = 2;
+
+/// [`Owned::closer`]: nobody has closed.
+pub const OPEN: u8 = 0;
+/// [`Owned::closer`]: this side closed first.
+pub const LOCAL: u8 = 1;
+/// [`Owned::closer`]: the peer closed first.
+pub const PEER: u8 = 2;
+/// [`Owned::closer`]: this side closed because its owner was exiting.
+pub const OWNER_EXIT: u8 = 3;
+
+/// A connection's entry in the ledger; the key is the address of its kernel socket.
+#[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Owned {
+    /// connect(2), or the end of the handshake on the accepting side; CLOCK_MONOTONIC. For one that is older than the
+    /// agent, when it was first seen.
+    pub birth_ktime_ns: u64,
+    /// Handshake done; 0 if not yet.
+    pub established_ktime_ns: u64,
+    /// Owner's process; 0 if not known yet.
+    pub tgid: u32,
+    /// Thread that connected.
+    pub tid: u32,
+    /// Owner's command name.
+    pub comm: [u8; COMM_LEN],
+    /// [`CLIENT`] or [`SERVER`].
+    pub role: u8,
+    /// Who closed first.
+    pub closer: u8,
+    /// 1 if older than the agent.
+    pub preexisting: u8,
+    /// 1 once the handshake was done.
+    pub was_established: u8,
+    /// Reserved, zero.
+    pub reserved: u32,
+}
+
+/// Addresses and counters of a socket, as read at one instant. IPv4 addresses are mapped into IPv6 (RFC 4291, 2.5.5.2).
+#[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Socket {
+    /// Local address.
+    pub local_address: [u8; 16],
+    /// Peer address.
+    pub peer_address: [u8; 16],
+    /// Local port.
+    pub local_port: u16,
+    /// Peer port.
+    pub peer_port: u16,
+    /// AF_INET (2) or AF_INET6 (10).
+    pub family: u16,
+    /// Pending error (errno), 0 if none.
+    pub error: u16,
+    /// Payload bytes sent, without retransmissions.
+    pub sent_bytes: u64,
+    /// Payload bytes received.
+    pub received_bytes: u64,
+    /// Segments retransmitted.
+    pub retransmits: u32,
+    /// Smoothed round trip time, microseconds.
+    pub srtt_us: u32,
+}
+
+impl Socket {
+    /// Zeroes what is read from the TCP socket.
+    #[inline(always)]
+    pub fn clear(&mut self) {
+        self.local_port = 0;
+        self.error = 0;
+        self.sent_bytes = 0;
+        self.received_bytes = 0;
+        self.retransmits = 0;
+        self.srtt_us = 0;
+    }
+}
+
+/// A connection has ended. The header names its owner; its time is the end.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Closed {
+    /// Owner.
+    pub header: Header,
+    /// Kernel socket, as in the ledger.
+    pub key: u64,
+    /// Ledger entry.
+    pub owned: Owned,
+    /// Last reading.
+    pub socket: Socket,
+    /// State before the end.
+    pub old_state: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
+}
+
+/// A process listens on a port.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Listening {
+    /// Who.
+    pub header: Header,
+    /// Port.
+    pub port: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
+}
+
+/// One open connection, a row of the TCP iterator. `*_jiffies` are the low 32 bits of the kernel's clock of HZ.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SocketRow {
+    /// Kernel socket, as in the ledger.
+    pub key: u64,
+    /// Ledger entry.
+    pub owned: Owned,
+    /// Addresses and counters.
+    pub socket: Socket,
+    /// Clock at the reading.
+    pub now_jiffies: u64,
+    /// TCP state.
+    pub state: u32,
+    /// Last data sent.
+    pub sent_jiffies: u32,
+    /// Last data received.
+    pub received_jiffies: u32,
+    /// Last acknowledgement received.
+    pub acknowledged_jiffies: u32,
+    /// Bytes sent and not acknowledged.
+    pub unacknowledged_bytes: u32,
+    /// Bytes written and not sent.
+    pub unsent_bytes: u32,
+    /// Bytes received and not read by the process.
+    pub unread_bytes: u32,
+    /// Segments in flight.
+    pub packets_out: u32,
+    /// Peer's window in bytes.
+    pub window_bytes: u32,
+    /// Retransmission time-out, jiffies.
+    pub rto_jiffies: u32,
+    /// Retransmissions of the oldest segment without an answer.
+    pub timeouts: u16,
+    /// Zero-window probes without an answer.
+    pub probes: u16,
+    /// Reserved, zero.
+    pub reserved: u32,
+}
+
+/// One socket file of a process, a row of the task-file iterator: which process holds which TCP socket.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct HolderRow {
+    /// Kernel socket, as in the ledger.
+    pub key: u64,
+    /// Process id.
+    pub tgid: u32,
+    /// TCP state.
+    pub state: u32,
+    /// Command name.
+    pub comm: [u8; COMM_LEN],
+    /// Local port.
+    pub local_port: u16,
+    /// Peer port.
+    pub peer_port: u16,
+    /// Reserved, zero.
+    pub reserved: u32,
+}

@@ -1,0 +1,111 @@
+//! `observer check`: what this kernel and these privileges allow, per program.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::{
+    cli,
+    snapshot::{Program, Verdict},
+};
+
+/// Version of the JSON form.
+const VERSION: u32 = 1;
+
+/// The JSON form.
+#[derive(Serialize)]
+struct Report<'a> {
+    version: u32,
+    /// `all`, `degraded` or `impossible`.
+    verdict: &'static str,
+    kernel: &'a str,
+    programs: &'a [Program],
+}
+
+/// Exit code: 0 if everything runs, 1 if something does not, 2 if no BPF program does.
+pub fn exit_code(programs: &[Program], has_probes: bool) -> u8 {
+    let whole =
+        programs.iter().all(|row| matches!(row.verdict, Verdict::Attached | Verdict::Standby));
+    match (has_probes, whole) {
+        (false, _) => cli::EXIT_USAGE,
+        (true, false) => cli::EXIT_FAILED,
+        (true, true) => cli::EXIT_OK,
+    }
+}
+
+/// Prints the verdicts.
+///
+/// # Errors
+/// If `out` fails.
+pub fn print(
+    programs: &[Program],
+    has_probes: bool,
+    kernel: &str,
+    json: bool,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let code = exit_code(programs, has_probes);
+    let verdict = ["all", "degraded", "impossible"][usize::from(code.min(2))];
+    if json {
+        serde_json::to_writer_pretty(
+            &mut *out,
+            &Report { version: VERSION, verdict, kernel, programs },
+        )?;
+        return writeln!(out);
+    }
+    for row in programs {
+        let verdict = match row.verdict {
+            Verdict::Attached => "attached",
+            Verdict::Standby => "standby",
+            Verdict::Degraded => "degraded",
+            Verdict::Impossible => "impossible",
+        };
+        writeln!(out, "{:<6} {:<22} {verdict:<10} {}", row.signal, row.name, row.hook)?;
+        if !row.reason.is_empty() {
+            writeln!(out, "       why: {}", row.reason)?;
+            writeln!(out, "       do:  {}", row.remedy)?;
+        }
+    }
+    let summary = match code {
+        0 => "everything that observer can see is visible here",
+        1 => "some of it cannot be seen here; the rest works",
+        _ => "no probe can run here",
+    };
+    writeln!(out, "kernel {kernel}: {summary}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(verdicts: &[Verdict]) -> Vec<Program> {
+        verdicts
+            .iter()
+            .map(|verdict| Program {
+                verdict: *verdict,
+                reason: "why".into(),
+                ..Program::default()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_code_says_how_much_runs() {
+        let check = |verdicts: &[Verdict], probes, expect| {
+            assert_eq!(exit_code(&rows(verdicts), probes), expect)
+        };
+        check(&[Verdict::Attached, Verdict::Standby], true, 0);
+        check(&[Verdict::Attached, Verdict::Degraded], true, 1);
+        check(&[Verdict::Attached, Verdict::Impossible], true, 1);
+        check(&[Verdict::Impossible], false, 2);
+    }
+
+    #[test]
+    fn json_has_a_version_and_every_row() {
+        let mut out = Vec::new();
+        print(&rows(&[Verdict::Impossible]), false, "6.18", true, &mut out).unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!((&value["version"], &value["verdict"]), (&1.into(), &"impossible".into()));
+        assert_eq!(value["programs"][0]["reason"], "why");
+    }
+}

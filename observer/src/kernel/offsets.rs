@@ -1,0 +1,66 @@
+//! Fills the constants that the programs need from the running kernel's BTF.
+
+use observer_abi::offsets::{FIELDS, Layout, Offsets};
+use zerocopy::IntoBytes as _;
+
+use super::btf::{Btf, Member};
+
+/// What BTF has told.
+pub struct Found {
+    /// Offsets for the programs.
+    pub offsets: Offsets,
+    /// Layout for the programs, without the user's thresholds.
+    pub layout: Layout,
+    /// `structure.member` of each field that this kernel does not have.
+    pub missing: Vec<String>,
+}
+
+/// Looks every field up.
+pub fn find(btf: &Btf<'_>) -> Found {
+    let mut offsets = Offsets::NONE;
+    let mut missing = Vec::new();
+    // The list and the structure come from one macro: the n-th word is the n-th field.
+    let (words, _) = offsets.as_mut_bytes().as_chunks_mut::<8>();
+    for ((structure, path), word) in FIELDS.iter().zip(words) {
+        match btf.member(structure, path).filter(|member| member.bits == 0) {
+            Some(member) => *word = byte_offset(member).to_ne_bytes(),
+            None => missing.push(format!("{structure}.{path}")),
+        }
+    }
+    let layout = layout(btf, &mut offsets);
+    Found { offsets, layout, missing }
+}
+
+fn byte_offset(member: Member) -> u64 {
+    u64::from(member.bit_offset / 8)
+}
+
+fn layout(btf: &Btf<'_>, offsets: &mut Offsets) -> Layout {
+    let rss = btf.member("mm_struct", "rss_stat");
+    let counter = rss.and_then(|member| btf.element_size(member));
+    if counter.is_none() {
+        // Before 6.2: struct mm_rss_stat { atomic_long_t count[]; }.
+        offsets.percpu_counter_count = 0;
+    }
+    let io_wait = btf.member("task_struct", "in_iowait");
+    let [epoll_wait, epoll_pwait, epoll_pwait2] = EPOLL_SYSCALLS;
+    Layout {
+        rss_stride: u64::from(counter.unwrap_or(8)),
+        mark_victim_has_task: u64::from(
+            btf.tracepoint_parameter_is_pointer("mark_victim", 0) == Some(true),
+        ),
+        sched_switch_has_state: u64::from(btf.tracepoint_parameters("sched_switch") >= Some(4)),
+        epoll_wait,
+        epoll_pwait,
+        epoll_pwait2,
+        io_wait_byte: io_wait.map_or(0, byte_offset),
+        io_wait_mask: io_wait.map_or(0, |member| 1 << (member.bit_offset % 8)),
+        ..Layout::NONE
+    }
+}
+
+/// epoll_wait, epoll_pwait, epoll_pwait2 (arch/*/entry/syscalls, include/uapi/asm-generic/unistd.h).
+#[cfg(target_arch = "x86_64")]
+const EPOLL_SYSCALLS: [u64; 3] = [232, 281, 441];
+#[cfg(not(target_arch = "x86_64"))]
+const EPOLL_SYSCALLS: [u64; 3] = [u64::MAX, 22, 441];

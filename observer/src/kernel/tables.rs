@@ -1,0 +1,199 @@
+//! Typed views of the maps.
+
+use std::io::Read as _;
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Ebpf, Pod,
+    maps::{Array, HashMap, MapData, PerCpuArray, StackTraceMap},
+    programs::Iter,
+};
+use observer_abi::{
+    COUNTERS, Counter, KINDS, Kind,
+    alloc::FaultSite,
+    oom::Reclaimer,
+    sched::{WATCH_SLOTS, WATCHED, Watch},
+    tcp::Owned,
+};
+use zerocopy::{FromBytes, Immutable, KnownLayout};
+
+/// An ABI type as aya wants map keys and values.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+pub struct Wire<T>(pub T);
+
+// SAFETY: `FromBytes` means that every bit pattern is a value; `Copy + 'static` that it holds nothing to drop or borrow.
+unsafe impl<T: FromBytes + Copy + 'static> Pod for Wire<T> {}
+
+/// The maps that the agent reads and writes.
+pub struct Tables {
+    counters: PerCpuArray<MapData, u64>,
+    watch: Array<MapData, Wire<Watch>>,
+    ledger: HashMap<MapData, u64, Wire<Owned>>,
+    ports: Array<MapData, u64>,
+    peers: HashMap<MapData, [u8; 16], u32>,
+    reclaimers: HashMap<MapData, u32, Wire<Reclaimer>>,
+    faults: HashMap<MapData, Wire<FaultSite>, u64>,
+    stacks: StackTraceMap<MapData>,
+}
+
+/// Sums over all CPUs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counters([u64; COUNTERS as usize]);
+
+impl Counters {
+    /// One counter.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize]
+    }
+
+    /// Ring records lost, by kind.
+    pub fn ring_losses(&self) -> [(Kind, u64); KINDS] {
+        Kind::ALL.map(|kind| (kind, self.0[Counter::RingLost as usize + kind as usize]))
+    }
+}
+
+impl Tables {
+    /// Takes the maps out of a loaded object.
+    ///
+    /// # Errors
+    /// If the object lacks a map, which means that it is not the one this agent was built with.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let mut map = |name: &'static str| {
+            ebpf.take_map(name).with_context(|| format!("the BPF object has no map {name}"))
+        };
+        Ok(Self {
+            counters: map("COUNTERS_MAP")?.try_into()?,
+            watch: map("WATCH")?.try_into()?,
+            ledger: map("LEDGER")?.try_into()?,
+            ports: map("PORTS")?.try_into()?,
+            peers: map("PEERS")?.try_into()?,
+            reclaimers: map("RECLAIMERS")?.try_into()?,
+            faults: map("FAULTS")?.try_into()?,
+            stacks: map("STACKS")?.try_into()?,
+        })
+    }
+
+    /// Reads all counters.
+    pub fn counters(&self) -> Counters {
+        let mut sums = Counters::default();
+        for (index, sum) in (0..COUNTERS).zip(&mut sums.0) {
+            // An index within bounds cannot fail; a failure would leave a zero, which the reader sees stand still.
+            if let Ok(values) = self.counters.get(&index, 0) {
+                *sum = values.iter().sum();
+            }
+        }
+        sums
+    }
+
+    /// Starts to watch a thread. False if its slot is taken by another one.
+    pub fn watch(&mut self, tid: u32) -> bool {
+        let slot = tid & (WATCH_SLOTS - 1);
+        let taken = self
+            .watch
+            .get(&slot, 0)
+            .is_ok_and(|Wire(entry)| entry.key != 0 && entry.key != tid | WATCHED);
+        let entry = Watch { key: tid | WATCHED, ..Watch::default() };
+        !taken && self.watch.set(slot, Wire(entry), 0).is_ok()
+    }
+
+    /// Stops to watch a thread.
+    pub fn unwatch(&mut self, tid: u32) {
+        if self.watched(tid).is_some() {
+            // Within bounds: cannot fail.
+            drop(self.watch.set(tid & (WATCH_SLOTS - 1), Wire(Watch::default()), 0));
+        }
+    }
+
+    /// State of a watched thread.
+    pub fn watched(&self, tid: u32) -> Option<Watch> {
+        let Wire(entry) = self.watch.get(&(tid & (WATCH_SLOTS - 1)), 0).ok()?;
+        (entry.key == tid | WATCHED).then_some(entry)
+    }
+
+    /// Sets the ports whose connections are entered in the ledger.
+    pub fn set_ports(&mut self, ports: &[u16]) -> Result<()> {
+        for word in ports.iter().map(|port| port >> 6) {
+            let bits = ports
+                .iter()
+                .filter(|port| **port >> 6 == word)
+                .fold(0, |bits, port| bits | 1 << (port & 63));
+            self.ports.set(u32::from(word), bits, 0).context("cannot write the port table")?;
+        }
+        Ok(())
+    }
+
+    /// Has connections to this address entered in the ledger, whatever their port. False if the table is full.
+    pub fn add_peer(&mut self, address: [u8; 16]) -> bool {
+        self.peers.insert(address, 0, 0).is_ok()
+    }
+
+    /// Ledger entry of a connection.
+    pub fn owned(&self, key: u64) -> Option<Owned> {
+        self.ledger.get(&key, 0).ok().map(|Wire(owned)| owned)
+    }
+
+    /// Writes a ledger entry back; does nothing if the connection has ended meanwhile.
+    pub fn set_owned(&mut self, key: u64, owned: Owned) {
+        const BPF_EXIST: u64 = 2;
+        drop(self.ledger.insert(key, Wire(owned), BPF_EXIST));
+    }
+
+    /// Sums of reclaim by process id.
+    pub fn reclaimers(&self) -> impl Iterator<Item = (u32, Reclaimer)> + '_ {
+        self.reclaimers.iter().filter_map(|entry| entry.ok().map(|(tgid, Wire(sum))| (tgid, sum)))
+    }
+
+    /// Frees the sum of a process that is gone.
+    pub fn forget_reclaimer(&mut self, tgid: u32) {
+        drop(self.reclaimers.remove(&tgid));
+    }
+
+    /// Takes all sampled faults and clears the table.
+    pub fn take_faults(&mut self) -> Vec<(FaultSite, u64)> {
+        let faults: Vec<_> = self
+            .faults
+            .iter()
+            .filter_map(Result::ok)
+            .map(|(Wire(site), count)| (site, count))
+            .collect();
+        for (site, _) in &faults {
+            drop(self.faults.remove(&Wire(*site)));
+        }
+        faults
+    }
+
+    /// User addresses of a stack, innermost first.
+    pub fn stack(&self, id: u32) -> Vec<u64> {
+        self.stacks.get(&id, 0).map_or_else(
+            |_gone| Vec::new(),
+            |trace| trace.frames().iter().map(|frame| frame.ip).collect(),
+        )
+    }
+
+    /// Forgets a stack.
+    pub fn forget_stack(&mut self, id: u32) {
+        drop(self.stacks.remove(&id));
+    }
+}
+
+/// Runs an iterator once and decodes its rows. `buffer` is scratch space.
+///
+/// # Errors
+/// If the kernel refuses the iterator or its output ends within a row.
+pub fn read_rows<T: FromBytes + KnownLayout + Immutable + Copy>(
+    program: &mut Iter,
+    buffer: &mut Vec<u8>,
+    rows: &mut Vec<T>,
+) -> Result<()> {
+    let link = program.attach()?;
+    let mut file = program.take_link(link)?.into_file()?;
+    rows.clear();
+    buffer.clear();
+    file.read_to_end(buffer)?;
+    let (decoded, rest) = <[T]>::ref_from_prefix_with_elems(buffer, buffer.len() / size_of::<T>())
+        .map_err(|error| anyhow::anyhow!("iterator output cannot be decoded: {error}"))?;
+    anyhow::ensure!(rest.is_empty(), "iterator output ends with {} bytes of a row", rest.len());
+    rows.extend_from_slice(decoded);
+    Ok(())
+}

@@ -1,0 +1,325 @@
+//! The sampler: drains the ring four times a second, reads maps, iterators and files once a second, and folds all of it.
+//!
+//! One plain thread. It never waits for the exporter, a terminal or a disk; what it makes goes into bounded queues.
+
+mod clock;
+mod record;
+mod report;
+mod usage;
+mod watch;
+
+use std::{collections::BTreeSet, net::IpAddr, path::Path, sync::Arc};
+
+use anyhow::Result;
+use observer_abi::{
+    alloc::{TASK_KERNEL, TASK_LEADER, TaskRow},
+    sched::Watch,
+    tcp::{HolderRow, SocketRow},
+};
+
+pub use self::clock::now;
+use self::{record::Fold, usage::Usage, watch::HOLDERS_RETRY_NS};
+use crate::{
+    config::{self, Config},
+    dns::{Names, parse_answer},
+    files::Files,
+    host::Info,
+    identity::{Identities, Process},
+    kernel::{Counters, Kernel, Options, Packets},
+    signal::{
+        Output, Readings, Who,
+        alloc::{self, Alloc},
+        oom::{self, Oom},
+        sched::{self, Sched, Watchlist},
+        tcp::{self, PeerNames, Tcp},
+    },
+    snapshot::{Program, Verdict},
+    telemetry::Batch,
+};
+
+/// Identities of processes, and their names for peers.
+struct Directory(Identities);
+
+impl Who for Directory {
+    fn process(&mut self, pid: u32, start_boottime_ns: Option<u64>, comm: &str) -> Arc<Process> {
+        self.0.get_or_name(pid, start_boottime_ns, comm)
+    }
+}
+
+/// Names from DNS answers at one instant.
+struct NamesAt<'a>(&'a Names, u64);
+
+impl PeerNames for NamesAt<'_> {
+    fn name(&self, address: IpAddr) -> Option<(&str, Option<&'static str>)> {
+        let name = self.0.name(address, self.1)?;
+        // `other_sql` says no more than a port does.
+        let system = self.0.database(address, self.1).filter(|system| *system != "other_sql");
+        Some((name, system))
+    }
+}
+
+/// Rows read at a tick; kept, so that a tick allocates nothing once they have grown.
+#[derive(Default)]
+struct Rows {
+    tasks: Vec<TaskRow>,
+    sockets: Vec<SocketRow>,
+    holders: Vec<HolderRow>,
+    watches: Vec<(u32, Watch)>,
+    reclaimers: Vec<(u32, observer_abi::oom::Reclaimer)>,
+}
+
+/// When something was last done, CLOCK_MONOTONIC.
+#[derive(Default)]
+struct Last {
+    tick_ns: u64,
+    holders_ns: u64,
+    holders_pause_ns: u64,
+    faults_ns: u64,
+    names_ns: u64,
+}
+
+/// State of the sampler.
+pub struct Sampler {
+    info: Info,
+    kernel: Kernel,
+    files: Files,
+    packets: Option<Packets>,
+    names: Names,
+    who: Directory,
+    alloc: Alloc,
+    oom: Oom,
+    tcp: Tcp,
+    sched: Sched,
+    watchlist: Watchlist,
+    /// Processes that listen, by the last table of holders and the records since.
+    listeners: BTreeSet<u32>,
+    watch_names: Vec<String>,
+    rows: Rows,
+    last: Last,
+    counters: Counters,
+    usage: Usage,
+    page_bytes: u64,
+    hz: u64,
+    start_unix_ns: u64,
+    malformed: u64,
+    map_bytes: u64,
+    output: Output,
+    other_programs: Vec<Program>,
+}
+
+impl Sampler {
+    /// Loads the probes and opens the files. What this host does not allow is a row of the health table.
+    ///
+    /// # Errors
+    /// Only what is wrong with the configuration.
+    pub fn new(config: &Config) -> Result<Self> {
+        let tcp_limits = tcp::Limits::new(config)?;
+        let options = options(config, &tcp_limits);
+        let info = Info::read(Path::new("/"));
+        let who = Identities::new(Path::new("/proc"), Path::new("/etc/passwd"), info.boot_unix_ns);
+        let page_bytes = rustix::param::page_size() as u64;
+        let mut other_programs = Vec::new();
+        let packets = open_packets(config.bool(&config::DNS), &mut other_programs);
+        let kernel = Kernel::open(&options);
+        let now = now();
+        let map_bytes = kernel.map_bytes();
+        Ok(Self {
+            files: Files::open(Path::new("/proc")),
+            packets,
+            names: Names::default(),
+            who: Directory(who),
+            alloc: Alloc::new(alloc::Limits::new(config)),
+            oom: Oom::new(oom::Limits::new(config), page_bytes),
+            tcp: Tcp::new(tcp_limits),
+            sched: Sched::new(options.gap_threshold.as_nanos() as u64),
+            watchlist: Watchlist::default(),
+            listeners: BTreeSet::new(),
+            watch_names: config.list(&sched::WATCH).to_vec(),
+            rows: Rows::default(),
+            last: Last { holders_pause_ns: HOLDERS_RETRY_NS, ..Last::default() },
+            counters: Counters::default(),
+            usage: Usage::default(),
+            page_bytes,
+            hz: clock::hz(),
+            start_unix_ns: now.unix_ns,
+            malformed: 0,
+            map_bytes,
+            output: Output::default(),
+            other_programs,
+            info,
+            kernel,
+        })
+    }
+
+    /// Verdict of every program and file.
+    pub fn programs(&self) -> Vec<Program> {
+        [self.kernel.programs(), &self.other_programs, self.files.programs()].concat()
+    }
+
+    /// Whether any BPF program runs.
+    pub fn has_probes(&self) -> bool {
+        self.kernel.is_loaded()
+            && self.kernel.programs().iter().any(|row| row.verdict != Verdict::Impossible)
+    }
+
+    /// What the host is.
+    pub fn info(&self) -> &Info {
+        &self.info
+    }
+
+    /// The PSI triggers, to be polled by the thread that runs the sampler.
+    pub fn triggers(&self) -> &crate::host::Triggers {
+        &self.files.triggers
+    }
+
+    /// Folds what waits in the ring and the packet sockets.
+    pub fn drain(&mut self) {
+        let now = now();
+        let Self {
+            kernel, alloc, oom, tcp, sched, who, output, listeners, names, malformed, ..
+        } = self;
+        if let Some(packets) = &mut self.packets {
+            packets.drain(|payload| {
+                for answer in parse_answer(payload) {
+                    if answer.database.is_some() {
+                        let address = mapped(answer.address);
+                        if let Some(tables) = kernel.tables() {
+                            tables.add_peer(address);
+                        }
+                    }
+                    names.insert(&answer, now.unix_ns);
+                }
+            });
+        }
+        kernel.drain(|bytes| {
+            let mut fold = Fold { alloc, oom, tcp, sched, who, output, listeners, names, now };
+            *malformed += u64::from(fold.record(bytes).is_none());
+        });
+    }
+
+    /// Reads everything once and folds it. `ends` on the last tick: what is open is then told.
+    pub fn tick(&mut self, ends: bool) {
+        self.drain();
+        let now = now();
+        let elapsed_ns = if self.last.tick_ns == 0 { 0 } else { now.since(self.last.tick_ns) };
+        self.last.tick_ns = now.ktime_ns;
+        self.read_rows();
+        let read = self.files.read();
+        self.usage.add(now.ktime_ns, &read.usage);
+        let live = self
+            .rows
+            .tasks
+            .iter()
+            .filter(|row| row.flags & TASK_LEADER != 0 && row.flags & TASK_KERNEL == 0);
+        self.who.0.forget_dead(live.map(|row| (row.tgid, row.start_boottime_ns)));
+        let cgroups = self.files.cgroups.as_mut();
+        let readings = Readings {
+            now,
+            elapsed_ns,
+            page_bytes: self.page_bytes,
+            hz: self.hz,
+            cpus: read.cpus,
+            counters: self.counters,
+            tasks: &self.rows.tasks,
+            sockets: &self.rows.sockets,
+            watches: &self.rows.watches,
+            reclaimers: &self.rows.reclaimers,
+            meminfo: read.meminfo,
+            vmstat: read.vmstat,
+            times: read.times,
+            pressure: &read.pressure,
+            cgroups: cgroups.map_or(&[], crate::host::cgroup::Cgroups::read),
+        };
+        let (who, out) = (&mut self.who, &mut self.output);
+        self.alloc.tick(&readings, who, out);
+        self.oom.tick(&readings, &self.alloc.growers(), ends, who, out);
+        self.tcp.tick(&readings, &NamesAt(&self.names, now.unix_ns), ends, who, out);
+        self.sched.tick(&readings, ends, who, out);
+        if let Err(error) = self.kernel.set_epoll_probe(self.sched.wants_epoll_probe() && !ends) {
+            tracing::warn!("cannot attach the epoll probe: {error:#}");
+        }
+        self.find_holders(now);
+        self.update_watchlist();
+        self.take_faults(now);
+    }
+
+    fn read_rows(&mut self) {
+        let rows = &mut self.rows;
+        for result in [self.kernel.tasks(&mut rows.tasks), self.kernel.sockets(&mut rows.sockets)] {
+            if let Err(error) = result {
+                tracing::warn!("{error:#}");
+            }
+        }
+        rows.watches.clear();
+        rows.reclaimers.clear();
+        if let Some(tables) = self.kernel.tables() {
+            self.counters = tables.counters();
+            rows.watches.extend(
+                self.watchlist.threads().filter_map(|(_, tid)| Some((tid, tables.watched(tid)?))),
+            );
+            rows.reclaimers.extend(tables.reclaimers());
+        }
+    }
+
+    /// Takes everything made since the last time; with metric points of the present state if `points`.
+    pub fn take_batch(&mut self, points: bool) -> Batch {
+        if points {
+            let (who, out) = (&mut self.who, &mut self.output);
+            self.alloc.points(self.start_unix_ns, who, out);
+            self.oom.points(self.start_unix_ns, out);
+            self.tcp.points(self.start_unix_ns, who, out);
+            self.sched.points(self.start_unix_ns, who, out);
+        }
+        let mut batch = std::mem::take(&mut self.output.batch);
+        batch.time_unix_ns = now().unix_ns;
+        batch
+    }
+}
+
+fn options(config: &Config, tcp: &tcp::Limits) -> Options {
+    let level = ["off", "error", "warn", "info", "debug", "trace"];
+    let log_level =
+        level.iter().position(|word| *word == config.text(&config::LOG_PROBES)).unwrap_or(0);
+    Options {
+        btf: config.text(&config::BTF).into(),
+        ring_bytes: u32::try_from(config.bytes(&config::RING_SIZE))
+            .unwrap_or(observer_abi::RING_BYTES),
+        fault_period: config.integer(&alloc::FAULT_PERIOD),
+        gap_threshold: config.duration(&sched::GAP_THRESHOLD),
+        stall_threshold: config.duration(&sched::STALL_THRESHOLD),
+        run_delay_threshold: config.duration(&sched::RUN_DELAY_THRESHOLD),
+        reclaim_threshold: config.duration(&oom::RECLAIM_THRESHOLD),
+        ports: tcp.naming.ports(),
+        log_level: log_level as u8,
+    }
+}
+
+fn open_packets(wanted: bool, programs: &mut Vec<Program>) -> Option<Packets> {
+    let opened = if wanted { Packets::open().map(Some) } else { Ok(None) };
+    let (verdict, reason, remedy) = match &opened {
+        Ok(Some(_)) => (Verdict::Attached, String::new(), ""),
+        Ok(None) => {
+            (Verdict::Impossible, "peers have no names: switched off".to_owned(), "set dns = true")
+        }
+        Err(error) => {
+            (Verdict::Impossible, format!("peers have no names: {error}"), "grant CAP_NET_RAW")
+        }
+    };
+    programs.push(Program {
+        name: "dns_answers".to_owned(),
+        signal: "tcp".to_owned(),
+        hook: "packet socket, UDP from port 53".to_owned(),
+        verdict,
+        reason,
+        remedy: remedy.to_owned(),
+    });
+    opened.ok().flatten()
+}
+
+/// The address as the kernel side has it.
+fn mapped(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}

@@ -1,0 +1,64 @@
+//! What the sampler tells: the snapshot, with health and losses.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use observer_abi::Counter;
+
+use super::{Sampler, clock::now};
+use crate::{
+    host::cgroup::Cgroups,
+    snapshot::{Exporter, Health, Loss, Snapshot, VERSION},
+};
+
+impl Sampler {
+    /// The present state. `exporters` and `losses` come from the exporter, if there is one.
+    pub fn snapshot(&mut self, exporters: Vec<Exporter>, losses: Vec<Loss>) -> Snapshot {
+        let now = now();
+        let mut snapshot = Snapshot {
+            version: VERSION,
+            time_unix_ns: now.unix_ns,
+            host_name: self.info.host_name.clone(),
+            kernel: self.info.kernel.clone(),
+            uptime_ns: now.unix_ns.saturating_sub(self.info.boot_unix_ns),
+            alloc: self.alloc.view(),
+            oom: self.oom.view(),
+            tcp: self.tcp.view(),
+            sched: self.sched.view(),
+            processes: BTreeMap::new(),
+            health: Health {
+                programs: self.programs(),
+                losses: [self.losses(), losses].concat(),
+                cpu_ratio: self.usage.cpu_ratio(),
+                rss_bytes: self.usage.rss_bytes,
+                bpf_map_bytes: self.map_bytes,
+                exporters,
+            },
+        };
+        let mut pids: BTreeSet<u32> = snapshot.alloc.processes.iter().map(|row| row.pid).collect();
+        pids.extend(snapshot.tcp.connections.iter().map(|row| row.pid));
+        pids.extend(snapshot.sched.threads.iter().map(|row| row.pid));
+        let known = pids.into_iter().filter_map(|pid| Some((pid, self.who.0.get(pid, None)?)));
+        snapshot.processes = known.collect();
+        snapshot
+    }
+
+    fn losses(&self) -> Vec<Loss> {
+        let ring = self
+            .counters
+            .ring_losses()
+            .map(|(kind, count)| (format!("ring.{}", kind.name()), count));
+        let own = [
+            ("ring.malformed", self.malformed),
+            ("ledger.full", self.counters.get(Counter::LedgerFull)),
+            ("alloc.stacks", self.counters.get(Counter::FaultsLost)),
+            ("oom.reclaimers", self.counters.get(Counter::ReclaimersFull)),
+            ("sched.watchlist", self.watchlist.refused()),
+            ("identity.evicted", self.who.0.evicted()),
+            ("dns.names", self.names.evicted()),
+            ("cgroups", self.files.cgroups.as_ref().map_or(0, Cgroups::refused)),
+            ("tick.items", self.output.dropped),
+        ];
+        let own = own.map(|(stage, count)| (stage.to_owned(), count));
+        ring.into_iter().chain(own).map(|(stage, count)| Loss { stage, count }).collect()
+    }
+}

@@ -1,0 +1,368 @@
+//! From rows of the task iterator and sampled faults to memory, growth and stacks of each process.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use observer_abi::{
+    Counter,
+    alloc::{Exit, TASK_KERNEL, TASK_LEADER, TaskRow},
+};
+
+use super::{
+    AllocationStack, CREATED, EXITED, Limits, MEMORY_ANON, MEMORY_GROWTH, MEMORY_SWAP,
+    MEMORY_USAGE, ProcessMemory, SHORT_LIVED, View,
+};
+use crate::{
+    signal::{Now, Output, Readings, Who, comm_text, per_second},
+    snapshot::MAX_ROWS,
+    telemetry::{Attr, Event, Metric, Number, Point, Severity, Subject, attr},
+};
+
+/// Processes whose stacks are kept at once, and stacks of each.
+pub const MAX_GROWERS: usize = 16;
+/// Stacks kept of one process.
+pub const MAX_STACKS: usize = 32;
+/// Stacks shown of one process.
+const SHOWN_STACKS: usize = 3;
+/// Samples needed before a stack is shown: fewer say nothing.
+const MIN_SAMPLES: u64 = 8;
+/// A growing process is told again after this time.
+const GROWTH_REPEAT_NS: u64 = 60_000_000_000;
+/// Readings kept of a process, of which growth is the slope.
+const MAX_READINGS: usize = 16;
+
+/// Identity of a process within the fold.
+type Key = (u32, u64);
+
+/// Sampled faults of one stack.
+#[derive(Debug, Clone, Default)]
+pub struct Stack {
+    /// User addresses, innermost first.
+    pub addresses: Vec<u64>,
+    /// Samples.
+    pub samples: u64,
+    /// Function names, once known.
+    pub frames: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+struct History {
+    /// (time, anon + shmem + swap), the oldest first.
+    readings: VecDeque<(u64, u64)>,
+    growth_bytes_per_second: f64,
+    stacks: Vec<Stack>,
+    told_ktime_ns: u64,
+    seen: u64,
+}
+
+/// State of the signal.
+#[derive(Debug)]
+pub struct Alloc {
+    limits: Limits,
+    histories: HashMap<Key, History>,
+    round: u64,
+    view: View,
+}
+
+impl Alloc {
+    /// Empty.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, histories: HashMap::new(), round: 0, view: View::default() }
+    }
+
+    /// What the snapshot shows.
+    pub fn view(&self) -> View {
+        self.view.clone()
+    }
+
+    /// A watched process has exited.
+    pub fn exit(&mut self, record: &Exit, now: Now, who: &mut dyn Who, out: &mut Output) {
+        let name = comm_text(&record.header.comm);
+        let process = who.process(record.header.tgid, None, &name);
+        let (signal, code) = (record.exit_code & 0x7f, record.exit_code >> 8 & 0xff);
+        let failed = signal != 0 || code != 0;
+        let how = if signal != 0 {
+            format!("killed by signal {signal}")
+        } else {
+            format!("exited with {code}")
+        };
+        out.event(Event {
+            name: "observer.process.exit",
+            severity: if failed { Severity::Warn } else { Severity::Info },
+            time_unix_ns: now.unix_of(record.header.ktime_ns),
+            body: format!(
+                "{name} ({}) {how} after {:.1} s",
+                record.header.tgid,
+                record.lifetime_ns as f64 / 1e9
+            ),
+            attrs: vec![
+                attr("process.pid", record.header.tgid),
+                attr("process.exit.code", code),
+                attr("observer.process.exit_signal", signal),
+                attr("observer.process.lifetime_ns", record.lifetime_ns),
+            ],
+            context: None,
+            subject: Subject::Process(process),
+        });
+    }
+
+    /// Folds one tick.
+    pub fn tick(&mut self, readings: &Readings<'_>, who: &mut dyn Who, out: &mut Output) {
+        self.round += 1;
+        let mut processes = Vec::with_capacity(readings.tasks.len());
+        for row in readings
+            .tasks
+            .iter()
+            .filter(|row| row.flags & TASK_LEADER != 0 && row.flags & TASK_KERNEL == 0)
+        {
+            processes.push(self.process(row, readings, who, out));
+        }
+        let round = self.round;
+        self.histories.retain(|_, history| history.seen == round);
+        processes.sort_unstable_by_key(|process| std::cmp::Reverse(process.rss_bytes));
+        let counters = &readings.counters;
+        self.view = View {
+            process_count: processes.len() as u64,
+            forks: counters.get(Counter::Forks),
+            execs: counters.get(Counter::Execs),
+            exits: counters.get(Counter::Exits),
+            short_lived: counters.get(Counter::ShortLived),
+            processes,
+        };
+        self.view.processes.truncate(MAX_ROWS);
+    }
+
+    fn process(
+        &mut self,
+        row: &TaskRow,
+        readings: &Readings<'_>,
+        who: &mut dyn Who,
+        out: &mut Output,
+    ) -> ProcessMemory {
+        let bytes = |pages: i64| u64::try_from(pages).unwrap_or(0) * readings.page_bytes;
+        let mut memory = ProcessMemory {
+            pid: row.tgid,
+            name: comm_text(&row.comm),
+            anon_bytes: bytes(row.anon_pages),
+            file_bytes: bytes(row.file_pages),
+            shmem_bytes: bytes(row.shmem_pages),
+            swap_bytes: bytes(row.swap_pages),
+            page_table_bytes: row.page_table_bytes,
+            ..ProcessMemory::default()
+        };
+        memory.rss_bytes = memory.anon_bytes + memory.file_bytes + memory.shmem_bytes;
+        let history = self.histories.entry((row.tgid, row.start_boottime_ns)).or_default();
+        history.seen = self.round;
+        let held = memory.anon_bytes + memory.shmem_bytes + memory.swap_bytes;
+        let step = history.add(readings.now.ktime_ns, held, self.limits.window.as_nanos() as u64);
+        memory.growth_bytes_per_second = history.growth_bytes_per_second;
+        if history.growth_bytes_per_second < self.limits.growth_bytes_per_second / 2.0 {
+            history.stacks.clear();
+        }
+        memory.stacks = history.shown();
+        let grows = history.grows(&self.limits, readings.now);
+        if grows {
+            history.told_ktime_ns = readings.now.ktime_ns;
+        }
+        if grows || step >= self.limits.step_bytes {
+            let process = who.process(row.tgid, Some(row.start_boottime_ns), &memory.name);
+            let subject = Subject::Process(process);
+            if grows {
+                out.event(growth_event(&memory, readings.now, subject.clone()));
+            }
+            if step >= self.limits.step_bytes {
+                out.event(step_event(&memory, step, readings.now, subject));
+            }
+        }
+        memory
+    }
+
+    /// Processes whose stacks are wanted: they grow.
+    pub fn growers(&self) -> Vec<u32> {
+        let mut growers: Vec<_> = self
+            .view
+            .processes
+            .iter()
+            .filter(|p| p.growth_bytes_per_second >= self.limits.growth_bytes_per_second)
+            .collect();
+        growers.sort_unstable_by(|a, b| {
+            b.growth_bytes_per_second.total_cmp(&a.growth_bytes_per_second)
+        });
+        growers.iter().take(MAX_GROWERS).map(|process| process.pid).collect()
+    }
+
+    /// Adds sampled faults of a growing process.
+    pub fn add_stack(&mut self, pid: u32, addresses: Vec<u64>, samples: u64) {
+        let Some(history) = self.history_of(pid) else { return };
+        if let Some(known) = history.stacks.iter_mut().find(|stack| stack.addresses == addresses) {
+            known.samples += samples;
+            return;
+        }
+        history.stacks.push(Stack { addresses, samples, frames: Vec::new() });
+        history.stacks.sort_unstable_by_key(|stack| std::cmp::Reverse(stack.samples));
+        history.stacks.truncate(MAX_STACKS);
+    }
+
+    /// Stacks to be given names: of each growing process those that would be shown.
+    pub fn unnamed(&self) -> Vec<(u32, Vec<Vec<u64>>)> {
+        let stacks = |history: &History| -> Vec<Vec<u64>> {
+            history
+                .stacks
+                .iter()
+                .take(SHOWN_STACKS)
+                .filter(|s| s.frames.is_empty())
+                .map(|s| s.addresses.clone())
+                .collect()
+        };
+        let all = self.histories.iter().map(|((pid, _), history)| (*pid, stacks(history)));
+        all.filter(|(_, stacks)| !stacks.is_empty()).collect()
+    }
+
+    /// Takes the names of a stack.
+    pub fn name_stack(&mut self, pid: u32, addresses: &[u64], frames: Vec<String>) {
+        let Some(history) = self.history_of(pid) else { return };
+        if let Some(stack) = history.stacks.iter_mut().find(|stack| stack.addresses == addresses) {
+            stack.frames = frames;
+        }
+    }
+
+    fn history_of(&mut self, pid: u32) -> Option<&mut History> {
+        self.histories.iter_mut().find(|((owner, _), _)| *owner == pid).map(|(_, history)| history)
+    }
+
+    /// Metric points of the present view.
+    pub fn points(&self, start_unix_ns: u64, who: &mut dyn Who, out: &mut Output) {
+        for (metric, value) in [
+            (&CREATED, self.view.forks),
+            (&EXITED, self.view.exits),
+            (&SHORT_LIVED, self.view.short_lived),
+        ] {
+            out.point(point(metric, int(value), start_unix_ns, Subject::Host));
+        }
+        let limit = self.limits.growth_bytes_per_second;
+        let exported = self.view.processes.iter().enumerate();
+        for (_, process) in exported
+            .filter(|(rank, p)| *rank < self.limits.exported || p.growth_bytes_per_second >= limit)
+        {
+            let subject = Subject::Process(who.process(process.pid, None, &process.name));
+            let numbers = [
+                (&MEMORY_USAGE, int(process.rss_bytes)),
+                (&MEMORY_ANON, int(process.anon_bytes)),
+                (&MEMORY_SWAP, int(process.swap_bytes)),
+                (&MEMORY_GROWTH, Number::Float(process.growth_bytes_per_second)),
+            ];
+            for (metric, number) in numbers {
+                out.point(point(metric, number, start_unix_ns, subject.clone()));
+            }
+        }
+    }
+}
+
+fn int(value: u64) -> Number {
+    Number::Int(i64::try_from(value).unwrap_or(i64::MAX))
+}
+
+fn point(metric: &'static Metric, number: Number, start_unix_ns: u64, subject: Subject) -> Point {
+    Point { metric, attrs: Vec::new(), number, start_unix_ns, subject }
+}
+
+impl History {
+    /// Adds a reading; returns how much more it is than the one before.
+    fn add(&mut self, ktime_ns: u64, bytes: u64, window_ns: u64) -> u64 {
+        let step = self.readings.back().map_or(0, |(_, before)| bytes.saturating_sub(*before));
+        self.readings.push_back((ktime_ns, bytes));
+        while self.readings.len() > MAX_READINGS
+            || (self.readings.len() > 2
+                && self.readings.front().is_some_and(|(at, _)| ktime_ns - at > window_ns))
+        {
+            self.readings.pop_front();
+        }
+        self.growth_bytes_per_second = match (self.readings.front(), self.readings.back()) {
+            (Some((from, before)), Some((to, after))) => {
+                per_second(*after as f64 - *before as f64, to - from)
+            }
+            _ => 0.0,
+        };
+        step
+    }
+
+    /// Whether it is time to tell that the process grows: over most of the window, and not told lately.
+    fn grows(&self, limits: &Limits, now: Now) -> bool {
+        let observed_ns = self.readings.front().map_or(0, |(from, _)| now.since(*from));
+        self.growth_bytes_per_second >= limits.growth_bytes_per_second
+            && observed_ns >= limits.window.as_nanos() as u64 * 8 / 10
+            && (self.told_ktime_ns == 0 || now.since(self.told_ktime_ns) >= GROWTH_REPEAT_NS)
+    }
+
+    fn shown(&self) -> Vec<AllocationStack> {
+        let all: u64 = self.stacks.iter().map(|stack| stack.samples).sum();
+        if all < MIN_SAMPLES {
+            return Vec::new();
+        }
+        let shown = |stack: &Stack| AllocationStack {
+            frames: if stack.frames.is_empty() {
+                addresses(&stack.addresses)
+            } else {
+                stack.frames.clone()
+            },
+            share: stack.samples as f64 / all as f64,
+            samples: stack.samples,
+        };
+        self.stacks.iter().take(SHOWN_STACKS).map(shown).collect()
+    }
+}
+
+fn addresses(addresses: &[u64]) -> Vec<String> {
+    addresses.iter().map(|address| format!("{address:#x}")).collect()
+}
+
+fn growth_event(memory: &ProcessMemory, now: Now, subject: Subject) -> Event {
+    let mut attrs = memory_attrs(memory);
+    attrs.push(attr("observer.memory.growth_bytes_per_second", memory.growth_bytes_per_second));
+    let mut body = format!(
+        "{} ({}) grows by {:.1} MiB/s, holds {} MiB",
+        memory.name,
+        memory.pid,
+        memory.growth_bytes_per_second / 1048576.0,
+        memory.rss_bytes >> 20
+    );
+    if let Some(top) = memory.stacks.first() {
+        let frames: Vec<Arc<str>> = top.frames.iter().map(|frame| frame.as_str().into()).collect();
+        body.push_str(&format!(
+            ", {:.0} % from {}",
+            top.share * 100.0,
+            top.frames.first().map_or("?", String::as_str)
+        ));
+        attrs.push(Attr {
+            key: "observer.memory.stack",
+            value: crate::telemetry::Value::List(frames.into()),
+        });
+        attrs.push(attr("observer.memory.stack_share", top.share));
+    }
+    event("observer.memory.growth", body, attrs, now, subject)
+}
+
+fn step_event(memory: &ProcessMemory, step_bytes: u64, now: Now, subject: Subject) -> Event {
+    let mut attrs = memory_attrs(memory);
+    attrs.push(attr("observer.memory.step_bytes", step_bytes));
+    let body = format!("{} ({}) took {} MiB at once", memory.name, memory.pid, step_bytes >> 20);
+    event("observer.memory.step", body, attrs, now, subject)
+}
+
+fn memory_attrs(memory: &ProcessMemory) -> Vec<Attr> {
+    vec![attr("process.pid", memory.pid), attr("observer.memory.rss_bytes", memory.rss_bytes)]
+}
+
+fn event(name: &'static str, body: String, attrs: Vec<Attr>, now: Now, subject: Subject) -> Event {
+    Event {
+        name,
+        severity: Severity::Info,
+        time_unix_ns: now.unix_ns,
+        body,
+        attrs,
+        context: None,
+        subject,
+    }
+}

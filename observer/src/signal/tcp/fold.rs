@@ -1,0 +1,347 @@
+//! From ledger rows and records to connections, endpoints and spans.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
+
+use observer_abi::{
+    Counter,
+    tcp::{CLIENT, Closed, HolderRow, Listening, Owned, SERVER, SocketRow},
+};
+
+use super::{
+    Activity, CLOSED, CONNECTIONS, Connection, Endpoint, LONGEST_WAIT, Limits, OPENED, View,
+    activity::{Since, activity},
+    endpoint::Naming,
+    span::{self, Ends},
+};
+use crate::{
+    signal::{Now, Output, Readings, Who, comm_text, span_context},
+    snapshot::MAX_ROWS,
+    telemetry::{Attr, Metric, Number, Point, Subject, attr},
+};
+
+/// Names of peers from DNS answers; the agent's table of them.
+pub trait PeerNames {
+    /// Name of an address and the system that the name stands for.
+    fn name(&self, address: IpAddr) -> Option<(&str, Option<&'static str>)>;
+}
+
+/// Where the last segment of a connection ended.
+#[derive(Debug)]
+struct Segments {
+    start_ktime_ns: u64,
+    number: u32,
+    sent_bytes: u64,
+    received_bytes: u64,
+    round: u64,
+}
+
+/// State of the signal.
+#[derive(Debug)]
+pub struct Tcp {
+    naming: Naming,
+    segment_ns: u64,
+    segments: HashMap<u64, Segments>,
+    round: u64,
+    view: View,
+}
+
+impl Tcp {
+    /// Empty.
+    pub fn new(limits: Limits) -> Self {
+        let segment_ns = u64::try_from(limits.segment.as_nanos()).unwrap_or(u64::MAX);
+        Self {
+            naming: limits.naming,
+            segment_ns,
+            segments: HashMap::new(),
+            round: 0,
+            view: View::default(),
+        }
+    }
+
+    /// What the snapshot shows.
+    pub fn view(&self) -> View {
+        self.view.clone()
+    }
+
+    /// A process has begun to listen.
+    pub fn listening(&mut self, record: &Listening) {
+        self.naming.listens(record.port as u16, &comm_text(&record.header.comm));
+    }
+
+    /// A process holds a listening socket.
+    pub fn listener(&mut self, row: &HolderRow) {
+        self.naming.listens(row.local_port, &comm_text(&row.comm));
+    }
+
+    /// A connection has ended.
+    pub fn closed(
+        &mut self,
+        record: &Closed,
+        now: Now,
+        names: &dyn PeerNames,
+        who: &mut dyn Who,
+        out: &mut Output,
+    ) {
+        self.segments.remove(&record.key);
+        let ends = Ends::of(&record.socket);
+        if record.owned.role == SERVER && ends.are_here() {
+            return;
+        }
+        let (reason, error) = span::close_reason(record);
+        let mut attrs = self.attrs(&record.owned, &ends, names);
+        attrs.extend(span::counts(
+            record.socket.sent_bytes,
+            record.socket.received_bytes,
+            &record.socket,
+        ));
+        attrs.push(attr("observer.tcp.close_reason", reason));
+        let times = (now.unix_of(record.owned.birth_ktime_ns), now.unix_of(record.header.ktime_ns));
+        let context = span::root(record.key, record.owned.birth_ktime_ns);
+        let subject = subject(&record.owned, who);
+        out.span(crate::telemetry::Span { error, ..span::span(context, times, attrs, subject) });
+    }
+
+    fn attrs(&self, owned: &Owned, ends: &Ends, names: &dyn PeerNames) -> Vec<Attr> {
+        let (system, name) = self.name(owned.role, ends, names);
+        span::attrs(owned, ends, system, name)
+    }
+
+    /// System and DNS name of the database's side of a connection.
+    fn name<'a>(&'a self, role: u8, ends: &Ends, names: &'a dyn PeerNames) -> (&'a str, &'a str) {
+        if role == SERVER {
+            return (self.naming.system(ends.local.0, ends.local.1, ends.local.0, None), "");
+        }
+        let known = names.name(ends.peer.0);
+        let system = self.naming.system(
+            ends.peer.0,
+            ends.peer.1,
+            ends.local.0,
+            known.and_then(|(_, system)| system),
+        );
+        (system, known.map_or("", |(name, _)| name))
+    }
+
+    /// Folds one tick; `ends` if it is the last: what is open then makes its last segment.
+    pub fn tick(
+        &mut self,
+        readings: &Readings<'_>,
+        names: &dyn PeerNames,
+        ends: bool,
+        who: &mut dyn Who,
+        out: &mut Output,
+    ) {
+        self.round += 1;
+        let mut connections = Vec::with_capacity(readings.sockets.len());
+        for row in readings.sockets {
+            let both = Ends::of(&row.socket);
+            if row.owned.role == SERVER && both.are_here() {
+                continue;
+            }
+            connections.push(self.connection(row, &both, readings, names));
+            self.segment(row, &both, readings.now, names, ends, who, out);
+        }
+        let round = self.round;
+        self.segments.retain(|_, segments| segments.round == round);
+        connections.sort_by_key(|connection| std::cmp::Reverse(rank(connection)));
+        self.view = View {
+            endpoints: endpoints(&connections),
+            connection_count: connections.len() as u64,
+            opened: readings.counters.get(Counter::TcpOpened),
+            closed: readings.counters.get(Counter::TcpClosed),
+            connections,
+        };
+        self.view.connections.truncate(MAX_ROWS);
+        self.view.endpoints.truncate(MAX_ROWS);
+    }
+
+    fn connection(
+        &self,
+        row: &SocketRow,
+        ends: &Ends,
+        readings: &Readings<'_>,
+        names: &dyn PeerNames,
+    ) -> Connection {
+        let since = Since::of(row, readings.hz);
+        let age_ns = readings.now.since(row.owned.birth_ktime_ns);
+        let (activity, activity_ns) = activity(row, since, readings.hz, age_ns);
+        let (system, name) = self.name(row.owned.role, ends, names);
+        Connection {
+            pid: row.owned.tgid,
+            name: comm_text(&row.owned.comm),
+            role: if row.owned.role == CLIENT { "client" } else { "server" }.to_owned(),
+            system: system.to_owned(),
+            peer_address: ends.peer.0.to_string(),
+            peer_port: ends.peer.1,
+            peer_name: name.to_owned(),
+            local_address: ends.local.0.to_string(),
+            local_port: ends.local.1,
+            state: state_name(row.state).to_owned(),
+            activity,
+            activity_ns,
+            age_ns,
+            preexisting: row.owned.preexisting != 0,
+            sent_bytes: row.socket.sent_bytes,
+            received_bytes: row.socket.received_bytes,
+            srtt_ns: u64::from(row.socket.srtt_us) * 1000,
+            retransmits: u64::from(row.socket.retransmits),
+            last_send_ns: since.send_ns,
+            last_receive_ns: since.receive_ns,
+        }
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call; a struct for it would only name them again"
+    )]
+    fn segment(
+        &mut self,
+        row: &SocketRow,
+        both: &Ends,
+        now: Now,
+        names: &dyn PeerNames,
+        ends: bool,
+        who: &mut dyn Who,
+        out: &mut Output,
+    ) {
+        let segments = self.segments.entry(row.key).or_insert_with(|| Segments {
+            start_ktime_ns: row.owned.birth_ktime_ns,
+            number: 0,
+            sent_bytes: 0,
+            received_bytes: 0,
+            round: 0,
+        });
+        segments.round = self.round;
+        if now.since(segments.start_ktime_ns) < self.segment_ns && !ends {
+            return;
+        }
+        let start = std::mem::replace(&mut segments.start_ktime_ns, now.ktime_ns);
+        let number = segments.number;
+        segments.number += 1;
+        let (sent, received) = (row.socket.sent_bytes, row.socket.received_bytes);
+        let sent_here = sent.saturating_sub(std::mem::replace(&mut segments.sent_bytes, sent));
+        let received_here =
+            received.saturating_sub(std::mem::replace(&mut segments.received_bytes, received));
+        let mut attrs = self.attrs(&row.owned, both, names);
+        attrs.extend(span::counts(sent_here, received_here, &row.socket));
+        attrs.push(attr("observer.tcp.open", true));
+        attrs.push(attr("observer.tcp.segment", number));
+        let context = span_context([row.key, row.owned.birth_ktime_ns], u64::from(number) + 1);
+        let whole = span::root(row.key, row.owned.birth_ktime_ns);
+        let times = (now.unix_of(start), now.unix_ns);
+        let segment = span::span(context, times, attrs, subject(&row.owned, who));
+        out.span(crate::telemetry::Span { parent_span_id: Some(whole.span_id), ..segment });
+    }
+
+    /// Metric points of the present view.
+    pub fn points(&self, start_unix_ns: u64, who: &mut dyn Who, out: &mut Output) {
+        let mut add =
+            |metric: &'static Metric, number: Number, attrs: Vec<Attr>, subject: &Subject| {
+                out.point(Point { metric, attrs, number, start_unix_ns, subject: subject.clone() });
+            };
+        let int = |value: u64| Number::Int(i64::try_from(value).unwrap_or(i64::MAX));
+        add(&OPENED, int(self.view.opened), Vec::new(), &Subject::Host);
+        add(&CLOSED, int(self.view.closed), Vec::new(), &Subject::Host);
+        for row in self.view.endpoints.iter().filter(|row| row.pid != 0) {
+            let subject = Subject::Process(who.process(row.pid, None, &row.name));
+            let pool = format!("{}:{}", row.address, row.port);
+            let pool_attrs = || {
+                let mut attrs = vec![attr("db.client.connection.pool.name", pool.clone())];
+                if !row.system.is_empty() {
+                    attrs.push(attr("db.system.name", row.system.clone()));
+                }
+                attrs
+            };
+            for (state, count) in [("idle", row.idle), ("used", row.open.saturating_sub(row.idle))]
+            {
+                let mut attrs = pool_attrs();
+                attrs.push(attr("db.client.connection.state", state));
+                add(&CONNECTIONS, int(count), attrs, &subject);
+            }
+            add(
+                &LONGEST_WAIT,
+                Number::Float(row.longest_wait_ns as f64 / 1e9),
+                pool_attrs(),
+                &subject,
+            );
+        }
+    }
+}
+
+fn subject(owned: &Owned, who: &mut dyn Who) -> Subject {
+    if owned.tgid == 0 {
+        return Subject::Host;
+    }
+    Subject::Process(who.process(owned.tgid, None, &comm_text(&owned.comm)))
+}
+
+/// The longest stuck or waiting first.
+fn rank(connection: &Connection) -> (u8, u64) {
+    let urgency = match connection.activity {
+        Activity::HalfOpen | Activity::ZeroWindow => 3,
+        Activity::Unread => 2,
+        Activity::Waiting | Activity::Connecting => 1,
+        Activity::Active | Activity::Idle | Activity::Closing => 0,
+    };
+    (urgency, connection.activity_ns)
+}
+
+fn endpoints(connections: &[Connection]) -> Vec<Endpoint> {
+    let mut rows: BTreeMap<(u32, &str, u16), Endpoint> = BTreeMap::new();
+    for connection in connections {
+        let server = connection.role == "server";
+        let named = if connection.peer_name.is_empty() {
+            &connection.peer_address
+        } else {
+            &connection.peer_name
+        };
+        let (address, port) = if server {
+            (&connection.local_address, connection.local_port)
+        } else {
+            (named, connection.peer_port)
+        };
+        let row = rows.entry((connection.pid, address, port)).or_insert_with(|| Endpoint {
+            pid: connection.pid,
+            name: connection.name.clone(),
+            system: connection.system.clone(),
+            address: address.clone(),
+            port,
+            ..Endpoint::default()
+        });
+        row.open += 1;
+        match connection.activity {
+            Activity::Waiting => {
+                row.waiting += 1;
+                row.longest_wait_ns = row.longest_wait_ns.max(connection.activity_ns);
+            }
+            Activity::Unread => row.unread += 1,
+            Activity::Idle => row.idle += 1,
+            Activity::HalfOpen | Activity::ZeroWindow => row.stuck += 1,
+            Activity::Active | Activity::Connecting | Activity::Closing => {}
+        }
+    }
+    let mut rows: Vec<_> = rows.into_values().collect();
+    rows.sort_by_key(|row| std::cmp::Reverse((row.stuck, row.longest_wait_ns, row.open)));
+    rows
+}
+
+fn state_name(state: u32) -> &'static str {
+    const NAMES: [&str; 13] = [
+        "UNKNOWN",
+        "ESTABLISHED",
+        "SYN_SENT",
+        "SYN_RECV",
+        "FIN_WAIT1",
+        "FIN_WAIT2",
+        "TIME_WAIT",
+        "CLOSE",
+        "CLOSE_WAIT",
+        "LAST_ACK",
+        "LISTEN",
+        "CLOSING",
+        "NEW_SYN_RECV",
+    ];
+    NAMES.get(state as usize).copied().unwrap_or(NAMES[0])
+}

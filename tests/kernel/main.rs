@@ -1,0 +1,35 @@
+//! The proof: cause it, then see it. Real servers and clients, the real agent, this kernel.
+//!
+//! Each test says what it needs; what is missing skips it by name (see `observer_tests::needs`).
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod alloc;
+mod bad_input;
+mod export;
+mod jvm;
+mod oom;
+mod sched;
+mod tcp;
+mod top;
+
+use std::process::Command;
+
+use observer_tests::program::Program;
+
+const MIB: u64 = 1 << 20;
+
+/// Starts a load of `tests/src/bin/load.rs`.
+fn load(args: &[&str]) -> Program {
+    Program::start(Command::new(env!("CARGO_BIN_EXE_load")).args(args))
+}
+
+/// Asserts that `value` is within `share` of `expected`.
+#[track_caller]
+fn assert_close(what: &str, value: f64, expected: f64, share: f64) {
+    let limit = expected.abs() * share;
+    assert!(
+        (value - expected).abs() <= limit,
+        "{what}: {value} is not within {limit} of {expected}"
+    );
+}

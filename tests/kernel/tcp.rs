@@ -1,0 +1,271 @@
+//! TCP lifetimes: every connection once, with its owner, its length and its bytes, and what it waits for.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+
+use observer::{
+    signal::tcp::{Activity, Connection},
+    snapshot::Snapshot,
+};
+use observer_tests::{
+    agent::Agent,
+    dns, monotonic_ns, needs,
+    otlp::{Span, Telemetry, int_of, is_true, str_of},
+    postgres::{self, Postgres},
+    program::Program,
+    redis::{self, Redis},
+    seconds,
+    wire::Record,
+};
+use rustix::process::Signal;
+
+use crate::load;
+
+const TOLERANCE_NS: u64 = 5_000_000;
+const SERVERS: &[&str] = &["postgres", "redis-server"];
+
+#[test]
+fn postgres_connections_give_one_span_each() {
+    let Some(_host) = needs::host("tcp::postgres_connections_give_one_span_each", SERVERS) else {
+        return;
+    };
+    let server = Postgres::start();
+    check_spans("postgres", server.port);
+}
+
+#[test]
+fn redis_connections_give_one_span_each() {
+    let Some(_host) = needs::host("tcp::redis_connections_give_one_span_each", SERVERS) else {
+        return;
+    };
+    let server = Redis::start();
+    check_spans("redis", server.port);
+}
+
+/// 950 connections that are closed, 50 whose client is killed.
+fn check_spans(system: &str, port: u16) {
+    let agent = Agent::watching(&[port]);
+    let port_text = port.to_string();
+    let mut closing = load(&["conns", system, &port_text, "950"]);
+    let mut killed = load(&["hold", system, &port_text, "50"]);
+    let mut held: Vec<Record> = killed.json_lines(0, 50, seconds(60));
+    let before = monotonic_ns();
+    killed.signal(Signal::KILL);
+    killed.wait(seconds(5)).expect("a killed process ends");
+    held.iter_mut().for_each(|record| record.closed_ns = (before, monotonic_ns()));
+    let closed: Vec<Record> = closing.json_lines(0, 950, seconds(90));
+    closing.wait(seconds(5)).expect("the load ends by itself");
+
+    agent.wait_telemetry("1000 client spans", seconds(20), |telemetry| {
+        (client_spans(telemetry, port).count() >= 1000).then_some(())
+    });
+    agent.assert_no_loss();
+    let telemetry = agent.stop();
+    let spans: Vec<&Span> = client_spans(&telemetry, port).collect();
+    assert_eq!(spans.len(), 1000, "one span a connection");
+    let records = closed.iter().map(|record| (closing.pid(), record));
+    let records = records.chain(held.iter().map(|record| (killed.pid(), record)));
+    check_records(&spans, records);
+}
+
+/// Pairs the spans with the client's records by local port and order, and compares each pair. Reports all that differ.
+fn check_records<'a>(spans: &[&Span], records: impl Iterator<Item = (u32, &'a Record)>) {
+    let mut by_port: BTreeMap<i64, Vec<&Span>> = BTreeMap::new();
+    for span in spans {
+        by_port.entry(int_of(&span.attrs, "network.local.port")).or_default().push(span);
+    }
+    by_port.values_mut().for_each(|spans| spans.sort_by_key(|span| span.start_unix_ns));
+    let mut records: Vec<_> = records.collect();
+    records.sort_by_key(|(_, record)| record.opened_ns);
+    let mut wrong = Vec::new();
+    for (pid, record) in &records {
+        let of_port = by_port.entry(record.local_port.into()).or_default();
+        match of_port.is_empty() {
+            true => wrong.push(format!("no span for {record:?}")),
+            false => wrong.extend(difference(of_port.remove(0), *pid, record)),
+        }
+    }
+    let first: Vec<_> = wrong.iter().take(10).collect();
+    assert!(wrong.is_empty(), "{} of {} differ: {first:#?}", wrong.len(), records.len());
+}
+
+fn difference(span: &Span, pid: u32, record: &Record) -> Option<String> {
+    let (shortest, longest) = record.duration_ns();
+    let range = shortest.saturating_sub(TOLERANCE_NS)..=longest + TOLERANCE_NS;
+    let fits = int_of(&span.attrs, "process.pid") == i64::from(pid)
+        && range.contains(&span.duration_ns())
+        && same_bytes(span, record);
+    (!fits).then(|| format!("pid {pid} {shortest}..{longest} ns {record:?} but {span:?}"))
+}
+
+fn same_bytes(span: &Span, record: &Record) -> bool {
+    let bytes = |key| int_of(&span.attrs, key).unsigned_abs();
+    bytes("observer.tcp.sent_bytes") == record.sent
+        && bytes("observer.tcp.received_bytes") == record.received
+}
+
+fn client_spans(telemetry: &Telemetry, port: u16) -> impl Iterator<Item = &Span> {
+    telemetry.spans_named("tcp connection").filter(move |span| {
+        str_of(&span.attrs, "observer.tcp.role") == "client"
+            && int_of(&span.attrs, "network.peer.port") == i64::from(port)
+            && !is_true(&span.attrs, "observer.tcp.open")
+    })
+}
+
+#[test]
+fn connections_older_than_the_agent_are_in_the_ledger() {
+    let test = "tcp::connections_older_than_the_agent_are_in_the_ledger";
+    let Some(_host) = needs::host(test, SERVERS) else { return };
+    let (postgres, redis) = (Postgres::start(), Redis::start());
+    let mut holders = [
+        load(&["hold", "postgres", &postgres.port.to_string(), "100"]),
+        load(&["hold", "redis", &redis.port.to_string(), "100"]),
+    ];
+    let held =
+        holders.each_ref().map(|holder| -> Vec<Record> { holder.json_lines(0, 100, seconds(60)) });
+
+    let agent = Agent::watching(&[postgres.port, redis.port]);
+    let complete = |snapshot: &Snapshot| {
+        holders
+            .iter()
+            .all(|holder| owned(snapshot, holder).count() == 100)
+            .then(|| snapshot.clone())
+    };
+    let snapshot = agent.wait_snapshot("200 owned connections", seconds(10), complete);
+    for (holder, records) in holders.iter().zip(&held) {
+        check_rows(&snapshot, holder, records);
+    }
+
+    for (holder, port) in holders.iter_mut().zip([postgres.port, redis.port]) {
+        holder.send("close");
+        let closed: Vec<Record> = holder.json_lines(100, 100, seconds(20));
+        let spans: Vec<Span> = agent.wait_telemetry("100 spans", seconds(10), |telemetry| {
+            let spans: Vec<Span> = client_spans(telemetry, port).cloned().collect();
+            (spans.len() >= 100).then_some(spans)
+        });
+        assert_eq!(spans.len(), 100);
+        for span in &spans {
+            assert!(is_true(&span.attrs, "observer.tcp.preexisting"), "{span:?}");
+            assert_eq!(int_of(&span.attrs, "process.pid"), i64::from(holder.pid()));
+            let local = int_of(&span.attrs, "network.local.port");
+            let record = closed.iter().find(|record| i64::from(record.local_port) == local);
+            assert!(same_bytes(span, record.expect("a port of the holder")), "{span:?} {record:?}");
+        }
+    }
+    agent.assert_no_loss();
+    agent.stop();
+}
+
+fn owned<'a>(snapshot: &'a Snapshot, holder: &Program) -> impl Iterator<Item = &'a Connection> {
+    let pid = holder.pid();
+    snapshot.tcp.connections.iter().filter(move |row| row.pid == pid && row.role == "client")
+}
+
+fn check_rows(snapshot: &Snapshot, holder: &Program, records: &[Record]) {
+    for record in records {
+        let row = owned(snapshot, holder).find(|row| row.local_port == record.local_port);
+        let row = row.unwrap_or_else(|| panic!("no row for {record:?}"));
+        assert!(row.preexisting, "{row:?}");
+        assert_eq!((row.sent_bytes, row.received_bytes), (record.sent, record.received), "{row:?}");
+    }
+}
+
+#[test]
+fn activity_tells_waiting_unread_and_idle() {
+    let test = "tcp::activity_tells_waiting_unread_and_idle";
+    let Some(_host) = needs::host(test, SERVERS) else { return };
+    let (postgres, redis) = (Postgres::start(), Redis::start());
+    let agent = Agent::watching(&[postgres.port, redis.port]);
+
+    let mut client = postgres::Client::connect(postgres.port).unwrap();
+    let asked_ns = monotonic_ns();
+    client.send("SELECT pg_sleep(4)").unwrap();
+    let port = client.wire.local_port();
+    let row = wait_activity(&agent, port, Activity::Waiting, seconds(2));
+    let waited_ns = monotonic_ns() - asked_ns;
+    assert!(row.activity_ns <= waited_ns, "{row:?} after {waited_ns} ns");
+    let of_us = |snapshot: &Snapshot| {
+        let mut endpoints = snapshot.tcp.endpoints.iter();
+        endpoints
+            .find(|endpoint| endpoint.pid == std::process::id() && endpoint.port == postgres.port)
+            .cloned()
+    };
+    let endpoint = of_us(&agent.snapshot()).expect("an endpoint of this process");
+    assert!(endpoint.waiting == 1 && endpoint.longest_wait_ns > 0, "{endpoint:?}");
+
+    // The answer comes and nobody reads it.
+    wait_activity(&agent, port, Activity::Unread, seconds(1));
+    client.receive().unwrap();
+    wait_activity(&agent, port, Activity::Idle, seconds(2));
+
+    // Redis holds back the answer to a blocking pop: waiting, too.
+    let mut popper = redis::Client::connect(redis.port).unwrap();
+    popper.send(&["BLPOP", "nothing", "3"]).unwrap();
+    wait_activity(&agent, popper.wire.local_port(), Activity::Waiting, seconds(1));
+    agent.stop();
+}
+
+/// Waits until the connection from this local port does `activity` for at least `age`.
+#[track_caller]
+fn wait_activity(agent: &Agent, port: u16, activity: Activity, age: Duration) -> Connection {
+    let mut last = None;
+    let found = |snapshot: &Snapshot| {
+        let mut rows = snapshot.tcp.connections.iter();
+        last = rows.find(|row| row.local_port == port && row.role == "client").cloned();
+        last.clone()
+            .filter(|row| row.activity == activity && Duration::from_nanos(row.activity_ns) >= age)
+    };
+    agent.wait_snapshot(&format!("{activity:?} for {age:?}"), seconds(15), found)
+}
+
+#[test]
+fn an_endpoint_is_recognised_by_its_name_in_dns() {
+    let test = "tcp::an_endpoint_is_recognised_by_its_name_in_dns";
+    let Some(_host) = needs::host(test, &["redis-server"]) else { return };
+    let redis = Redis::start();
+    let agent = Agent::start(&[]);
+    let name = "cart.ab1cde.0001.euw1.cache.amazonaws.com";
+    dns::resolve(name, Ipv4Addr::LOCALHOST);
+    // Names are learned a moment after the answer, so a connection may come too early: each look follows a new one.
+    let mut clients = Vec::new();
+    let row = agent.wait_snapshot("a connection with a name", seconds(10), |snapshot| {
+        clients.push(redis::Client::connect(redis.port).unwrap());
+        let mut rows = snapshot.tcp.connections.iter();
+        rows.find(|row| row.peer_port == redis.port && row.role == "client").cloned()
+    });
+    assert_eq!((row.peer_name.as_str(), row.system.as_str()), (name, "redis"), "{row:?}");
+    agent.stop();
+}
+
+#[test]
+fn a_long_connection_gives_segments_while_it_is_open() {
+    let test = "tcp::a_long_connection_gives_segments_while_it_is_open";
+    let Some(_host) = needs::host(test, &["redis-server"]) else { return };
+    let redis = Redis::start();
+    let agent = Agent::start(&[
+        ("OBSERVER_TCP_PORTS", &redis.port.to_string()),
+        ("OBSERVER_TCP_SEGMENT", "1s"),
+    ]);
+    let mut client = redis::Client::connect(redis.port).unwrap();
+    let open = |telemetry: &Telemetry| -> Vec<Span> {
+        let spans = telemetry.spans_named("tcp connection");
+        let local = i64::from(client.wire.local_port());
+        let ours = spans.filter(|span| int_of(&span.attrs, "network.local.port") == local);
+        ours.filter(|span| str_of(&span.attrs, "observer.tcp.role") == "client").cloned().collect()
+    };
+    let segments = agent.wait_telemetry("three segments", seconds(10), |telemetry| {
+        Some(open(telemetry)).filter(|spans| spans.len() >= 3)
+    });
+    for (index, pair) in segments.windows(2).enumerate() {
+        assert!(pair.iter().all(|span| is_true(&span.attrs, "observer.tcp.open")), "{pair:?}");
+        assert!(pair[1].start_unix_ns >= pair[0].end_unix_ns, "{index}: {pair:?}");
+    }
+    client.command(&["PING"]).unwrap();
+    let port = client.wire.local_port();
+    let record = client.close();
+    let last = agent.wait_telemetry("the last span", seconds(5), |telemetry| {
+        let mut spans = client_spans(telemetry, redis.port);
+        spans.find(|span| int_of(&span.attrs, "network.local.port") == i64::from(port)).cloned()
+    });
+    assert!(int_of(&last.attrs, "observer.tcp.segment") >= 3, "{last:?} {record:?}");
+    agent.stop();
+}

@@ -1,0 +1,34 @@
+// Runs into the limit of its memory cgroup in two steps: first with file pages, which are reclaimed, then, at a line on
+// its input, with anonymous memory, which is not, until it is killed.
+// squeeze FILE ROUNDS
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { STEP = 1 << 20 };
+
+static void read_file(const char *path) {
+  static char buffer[STEP];
+  int file = open(path, O_RDONLY);
+  if (file < 0) exit(3);
+  while (read(file, buffer, STEP) > 0) {}
+  close(file);
+}
+
+__attribute__((noinline)) void hold_more(void) {
+  char *part = mmap(0, STEP, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (part == MAP_FAILED) exit(4);
+  for (int i = 0; i < STEP; i += 4096) part[i] = 1;
+}
+
+int main(int argc, char **argv) {
+  if (argc != 3) return 2;
+  char line[16];
+  for (int i = 0; i < atoi(argv[2]); i++) read_file(argv[1]);
+  puts("reclaimed");
+  fflush(stdout);
+  if (!fgets(line, sizeof line, stdin)) return 0;
+  for (;;) hold_more();
+}

@@ -1,0 +1,170 @@
+//! The agent as users start it: the real binary, its own state directory, ended by SIGTERM.
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Duration,
+};
+
+use observer::snapshot::Snapshot;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::{otlp::Telemetry, program::Program, seconds, wait_until};
+
+/// Longest time from the start to all probes attached.
+const READY_TIMEOUT: Duration = seconds(30);
+
+/// Promised time from SIGTERM to the end.
+const STOP_TIMEOUT: Duration = seconds(2);
+
+/// The binary: `OBSERVER_BIN`, else that of the target directory this test was built into, release first.
+pub fn find_binary() -> Result<PathBuf, String> {
+    if let Some(path) = std::env::var_os("OBSERVER_BIN") {
+        return Ok(path.into());
+    }
+    let test = std::env::current_exe().map_err(|error| error.to_string())?;
+    let target = test.ancestors().nth(3).ok_or("the test is not in a target directory")?;
+    let found = ["release", "debug"].map(|profile| target.join(profile).join("observer"));
+    let missing = || format!("no observer in {}: run `cargo build`", target.display());
+    found.into_iter().find(|path| path.is_file()).ok_or_else(missing)
+}
+
+/// A command of the binary, free of the settings of whoever runs the tests.
+pub fn command<S: AsRef<OsStr>>(state: &Path, args: &[S]) -> Command {
+    let mut command = Command::new(binary());
+    prepare(&mut command, state);
+    command.args(args);
+    command
+}
+
+/// The binary, which must be there.
+pub fn binary() -> PathBuf {
+    find_binary().unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Gives a command the state directory and takes the settings of whoever runs the tests away from it.
+pub fn prepare(command: &mut Command, state: &Path) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("OBSERVER_") || text.starts_with("OTEL_") {
+            command.env_remove(&name);
+        }
+    }
+    command.env("OBSERVER_STATE_DIR", state).current_dir(state);
+}
+
+/// Runs the binary to its end.
+pub fn output(state: &Path, args: &[&str]) -> Output {
+    command(state, args).output().expect("the binary can be started")
+}
+
+/// A running agent.
+pub struct Agent {
+    program: Program,
+    state: TempDir,
+}
+
+impl Agent {
+    /// Starts `observer run` with these environment variables and waits until its probes are attached.
+    #[track_caller]
+    pub fn start(env: &[(&str, &str)]) -> Self {
+        let agent = Self::spawn(env);
+        let ready = |line: &str| line.starts_with("observer: ready").then_some(());
+        let seen = agent.program.err.wait(0, READY_TIMEOUT, ready);
+        assert!(seen.is_some(), "the agent did not get ready\n{}", agent.program.transcript());
+        agent
+    }
+
+    /// Starts it with the connections to these loopback ports in the ledger.
+    #[track_caller]
+    pub fn watching(ports: &[u16]) -> Self {
+        let ports: Vec<_> = ports.iter().map(u16::to_string).collect();
+        Self::start(&[("OBSERVER_TCP_PORTS", &ports.join(","))])
+    }
+
+    /// Starts it and does not wait.
+    pub fn spawn(env: &[(&str, &str)]) -> Self {
+        let state = TempDir::new().expect("a temporary directory");
+        let out = state.path().join("out.jsonl");
+        let args = [OsStr::new("run"), OsStr::new("--out"), out.as_os_str()];
+        let program = Program::start(command(state.path(), &args).envs(env.iter().copied()));
+        Self { program, state }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.program.pid()
+    }
+
+    /// Its state directory.
+    pub fn state_dir(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// The running program, for its output.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// One snapshot through `observer top --once --json`.
+    #[track_caller]
+    pub fn snapshot(&self) -> Snapshot {
+        let output = output(self.state.path(), &["top", "--once", "--json"]);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "top: {errors}\n{}", self.program.transcript());
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("top: {error}"))
+    }
+
+    /// Looks at snapshots until `pick` gives a value.
+    #[track_caller]
+    pub fn wait_snapshot<T>(
+        &self,
+        what: &str,
+        timeout: Duration,
+        mut pick: impl FnMut(&Snapshot) -> Option<T>,
+    ) -> T {
+        wait_until(what, timeout, || pick(&self.snapshot()))
+    }
+
+    /// What it has exported so far.
+    pub fn telemetry(&self) -> Telemetry {
+        let out = std::fs::read_to_string(self.state.path().join("out.jsonl"));
+        Telemetry::parse(&out.unwrap_or_default())
+    }
+
+    /// Looks at the exported telemetry until `pick` gives a value.
+    #[track_caller]
+    pub fn wait_telemetry<T>(
+        &self,
+        what: &str,
+        timeout: Duration,
+        mut pick: impl FnMut(&Telemetry) -> Option<T>,
+    ) -> T {
+        wait_until(what, timeout, || pick(&self.telemetry()))
+    }
+
+    /// Asserts that nothing was lost anywhere.
+    #[track_caller]
+    pub fn assert_no_loss(&self) {
+        let health = self.snapshot().health;
+        assert!(!health.losses.is_empty(), "every place of loss has a row, also while nothing is");
+        let lost: Vec<_> = health.losses.iter().filter(|loss| loss.count > 0).collect();
+        assert!(lost.is_empty(), "lost: {lost:?}");
+    }
+
+    /// Ends it by SIGTERM, asserts how it ended, and gives what it exported.
+    #[track_caller]
+    pub fn stop(mut self) -> Telemetry {
+        self.program.signal(Signal::TERM);
+        let status = self.program.wait(STOP_TIMEOUT);
+        let transcript = self.program.transcript();
+        let status = status
+            .unwrap_or_else(|| panic!("still there {STOP_TIMEOUT:?} after SIGTERM\n{transcript}"));
+        assert_eq!(status.code(), Some(0), "{status}\n{transcript}");
+        let errors = self.program.err.all().join("\n");
+        assert!(!errors.contains("panicked"), "{errors}");
+        self.telemetry()
+    }
+}

@@ -1,0 +1,186 @@
+//! A real PostgreSQL server on loopback, and the smallest client that can count its bytes.
+
+use std::{
+    io,
+    os::unix::{fs::chown, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::{
+    free_port,
+    program::Program,
+    seconds, user_ids, wait_until,
+    wire::{Record, Wire},
+};
+
+/// Protocol version 3.0 (PostgreSQL documentation, 55.7 Message Formats, StartupMessage).
+const PROTOCOL: u32 = 196_608;
+
+/// A program of the newest PostgreSQL that Debian's packages have put here.
+pub fn find_binary(name: &str) -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    let binaries = versions.flatten().map(|version| version.path().join("bin").join(name));
+    binaries.filter(|path| path.is_file()).max()
+}
+
+/// A running server, data in a directory of its own.
+pub struct Postgres {
+    program: Program,
+    /// Where it listens on 127.0.0.1.
+    pub port: u16,
+    _data: TempDir,
+}
+
+impl Postgres {
+    /// Starts one that trusts every client. It refuses to run as root, so it runs as the package's user.
+    pub fn start() -> Self {
+        let data = TempDir::new().expect("a temporary directory");
+        let (user, group) = user_ids("postgres").expect("the package has made the user postgres");
+        chown(data.path(), Some(user), Some(group)).expect("root may give a directory away");
+        let command = |name: &str| {
+            let mut command = Command::new(find_binary(name).expect("PostgreSQL is installed"));
+            command.uid(user).gid(group).current_dir(data.path()).env("LC_ALL", "C");
+            command.args([Path::new("-D"), &data.path().join("db")]);
+            command
+        };
+        let made = command("initdb").args(["-A", "trust", "-U", "postgres", "--no-sync"]).output();
+        let made = made.expect("initdb can be started");
+        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        let port = free_port();
+        let mut server = command("postgres");
+        server.args(["-p", &port.to_string()]);
+        let sockets = format!("unix_socket_directories={}", data.path().display());
+        for setting in ["listen_addresses=127.0.0.1", "max_connections=400", "fsync=off", &sockets]
+        {
+            server.args(["-c", setting]);
+        }
+        let program = Program::start(&mut server);
+        wait_until("PostgreSQL answers", seconds(20), || {
+            Client::connect(port).ok().map(Client::close)
+        });
+        Self { program, port, _data: data }
+    }
+
+    /// Pid of the postmaster.
+    pub fn pid(&self) -> u32 {
+        self.program.pid()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // Immediate shutdown: the postmaster takes its backends with it.
+        self.program.signal(Signal::QUIT);
+        self.program.wait(seconds(5));
+    }
+}
+
+/// A client's connection.
+pub struct Client {
+    /// The counted connection below it.
+    pub wire: Wire,
+}
+
+impl Client {
+    /// Connects, logs in and waits until the server is ready for a query.
+    pub fn connect(port: u16) -> io::Result<Self> {
+        let mut wire = Wire::connect(port)?;
+        let parameters = b"user\0postgres\0database\0postgres\0\0";
+        let mut message = Vec::from(length(8 + parameters.len()));
+        message.extend(PROTOCOL.to_be_bytes());
+        message.extend(parameters);
+        wire.write(&message)?;
+        let mut client = Self { wire };
+        client.receive()?;
+        Ok(client)
+    }
+
+    /// Sends a query and does not wait.
+    pub fn send(&mut self, query: &str) -> io::Result<()> {
+        let mut message = vec![b'Q'];
+        message.extend(length(4 + query.len() + 1));
+        message.extend(query.as_bytes());
+        message.push(0);
+        self.wire.write(&message)
+    }
+
+    /// Reads everything up to ReadyForQuery.
+    pub fn receive(&mut self) -> io::Result<()> {
+        loop {
+            let head = self.wire.read(5)?;
+            let size = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+            let body = self.wire.read(size.saturating_sub(4))?;
+            match head[0] {
+                b'Z' => return Ok(()),
+                b'E' => return Err(io::Error::other(String::from_utf8_lossy(&body).into_owned())),
+                _ => {}
+            }
+        }
+    }
+
+    /// Sends a query and reads its answer.
+    pub fn query(&mut self, query: &str) -> io::Result<()> {
+        self.send(query)?;
+        self.receive()
+    }
+
+    /// Says goodbye and closes at once, as libpq does.
+    pub fn close(mut self) -> Record {
+        self.terminate();
+        self.wire.close()
+    }
+
+    /// Says goodbye and lets the server close first.
+    pub fn close_after_server(mut self) -> Record {
+        self.terminate();
+        self.wire.read_to_end().expect("the server closes");
+        self.wire.close()
+    }
+
+    fn terminate(&mut self) {
+        self.wire.write(&[b'X', 0, 0, 0, 4]).expect("the server is there");
+    }
+}
+
+fn length(bytes: usize) -> [u8; 4] {
+    u32::try_from(bytes).expect("messages are short").to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{needs, program::Program};
+
+    /// The client's counts are the measure for the agent's, so they are checked against the kernel's (`ss -i`).
+    #[test]
+    fn counts_agree_with_the_kernel() {
+        let root = rustix::process::geteuid().is_root();
+        if find_binary("postgres").is_none() || !root || crate::find_program("ss").is_none() {
+            let reason = "not root, or PostgreSQL or ss is not installed";
+            return needs::skip("postgres::counts_agree_with_the_kernel", reason);
+        }
+        let _host = needs::quiet_host();
+        let server = Postgres::start();
+        let mut client = Client::connect(server.port).unwrap();
+        client.query("SELECT repeat('x', 7000)").unwrap();
+        let record = client.wire.record();
+        let filter = format!("sport = :{}", record.local_port);
+        let ss = Program::start(Command::new("ss").args(["-tinH", &filter]));
+        let line =
+            ss.wait_line(seconds(5), |line| line.contains("bytes_acked").then(|| line.to_owned()));
+        let field = |name: &str| -> u64 {
+            let value = line.split_whitespace().find_map(|word| word.strip_prefix(name));
+            value.unwrap().parse().unwrap()
+        };
+        // The kernel counts the SYN as an acknowledged byte.
+        assert_eq!(
+            (field("bytes_acked:") - 1, field("bytes_received:")),
+            (record.sent, record.received)
+        );
+        assert!(client.close_after_server().duration_ns().0 > 0);
+    }
+}

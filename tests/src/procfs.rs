@@ -1,0 +1,57 @@
+//! What the kernel says of a process: the measure for what the agent says.
+
+/// Memory of a process from `/proc/PID/status`, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// VmRSS.
+    pub rss: u64,
+    /// RssAnon.
+    pub anon: u64,
+    /// RssFile.
+    pub file: u64,
+    /// RssShmem.
+    pub shmem: u64,
+    /// VmPTE.
+    pub page_tables: u64,
+}
+
+/// Memory of a process; `None` once it is gone.
+pub fn memory(pid: u32) -> Option<Memory> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let kilobytes: u64 = line?.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kilobytes * 1024)
+    };
+    Some(Memory {
+        rss: field("VmRSS")?,
+        anon: field("RssAnon")?,
+        file: field("RssFile")?,
+        shmem: field("RssShmem")?,
+        page_tables: field("VmPTE")?,
+    })
+}
+
+/// MemTotal and MemAvailable of the host, in bytes.
+pub fn host_memory() -> (u64, u64) {
+    let text = std::fs::read_to_string("/proc/meminfo").expect("procfs is mounted");
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a known field");
+        let kilobytes: u64 = line.trim_matches([':', ' ', 'k', 'B']).parse().expect("a number");
+        kilobytes * 1024
+    };
+    (field("MemTotal"), field("MemAvailable"))
+}
+
+/// Whether a process exists and is no zombie.
+pub fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| state != 'Z' && state != 'X')
+}
+
+/// Number of processes on the host.
+pub fn process_count() -> usize {
+    let entries = std::fs::read_dir("/proc").expect("procfs is mounted").flatten();
+    entries.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok()).count()
+}
