@@ -11,7 +11,7 @@ use observer::snapshot::Snapshot;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::{otlp::Telemetry, program::Program, seconds, wait_until};
+use crate::{POLL, otlp::Telemetry, program::Program, seconds};
 
 /// Longest time from the start to all probes attached.
 const READY_TIMEOUT: Duration = seconds(30);
@@ -135,7 +135,9 @@ impl Agent {
                 return picked;
             }
             if Instant::now() > deadline {
-                let kept = keep(&snapshot);
+                let kept = kept_path("json");
+                let json = serde_json::to_vec_pretty(&snapshot).expect("a snapshot is plain data");
+                std::fs::write(&kept, json).expect("a temporary file can be written");
                 panic!(
                     "not within {timeout:?}: {what}; the last snapshot is in {}",
                     kept.display()
@@ -147,8 +149,11 @@ impl Agent {
 
     /// What it has exported so far.
     pub fn telemetry(&self) -> Telemetry {
-        let out = std::fs::read_to_string(self.state.path().join("out.jsonl"));
-        Telemetry::parse(&out.unwrap_or_default())
+        Telemetry::parse(&std::fs::read_to_string(self.out_file()).unwrap_or_default())
+    }
+
+    fn out_file(&self) -> PathBuf {
+        self.state.path().join("out.jsonl")
     }
 
     /// Looks at the exported telemetry until `pick` gives a value.
@@ -159,7 +164,18 @@ impl Agent {
         timeout: Duration,
         mut pick: impl FnMut(&Telemetry) -> Option<T>,
     ) -> T {
-        wait_until(what, timeout, || pick(&self.telemetry()))
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(picked) = pick(&self.telemetry()) {
+                return picked;
+            }
+            if Instant::now() > deadline {
+                let kept = kept_path("jsonl");
+                std::fs::copy(self.out_file(), &kept).expect("a temporary file can be written");
+                panic!("not within {timeout:?}: {what}; the telemetry is in {}", kept.display());
+            }
+            std::thread::sleep(POLL);
+        }
     }
 
     /// Asserts that nothing was lost anywhere. The stacks of page faults are samples: one that cannot be read is
@@ -191,10 +207,7 @@ impl Agent {
     }
 }
 
-/// Leaves a snapshot behind for whoever looks into a failure.
-fn keep(snapshot: &Snapshot) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("observer-test-{}.json", std::process::id()));
-    let json = serde_json::to_vec_pretty(snapshot).expect("a snapshot is plain data");
-    std::fs::write(&path, json).expect("a temporary file can be written");
-    path
+/// Where something is left behind for whoever looks into a failure.
+fn kept_path(extension: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("observer-test-{}.{extension}", std::process::id()))
 }
