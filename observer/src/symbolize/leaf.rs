@@ -60,7 +60,7 @@ mod tests {
 1000-2000 r-xp 00000000 08:01 1                          /app/server
 2000-3000 rw-p 00000000 08:01 1                          /app/server
 7000-9000 r-xp 00000000 08:01 2                          /usr/lib/x86_64-linux-gnu/libc.so.6
-a000-b000 r-xp 00000000 00:00 0 
+a000-b000 r-xp 00000000 00:00 0
 ";
 
     #[test]

@@ -36,6 +36,9 @@ const MAX_READINGS: usize = 16;
 /// Identity of a process within the fold.
 type Key = (u32, u64);
 
+/// User addresses of a stack, innermost first, and its leaf return.
+pub type Addresses = (Vec<u64>, u64);
+
 /// Sampled faults of one stack.
 #[derive(Debug, Clone, Default)]
 pub struct Stack {
@@ -212,7 +215,7 @@ impl Alloc {
     }
 
     /// Stacks to be given names, with their leaf returns: of each growing process those that would be shown.
-    pub fn unnamed(&self) -> Vec<(u32, Vec<(Vec<u64>, u64)>)> {
+    pub fn unnamed(&self) -> Vec<(u32, Vec<Addresses>)> {
         let stacks = |history: &History| -> Vec<_> {
             let shown =
                 history.stacks.iter().take(SHOWN_STACKS).filter(|stack| stack.frames.is_empty());
