@@ -69,6 +69,9 @@ pub struct FaultSite {
     pub tgid: u32,
     /// Key of the stack map.
     pub stack_id: u32,
+    /// Word at the top of the user stack. In a leaf function without a frame, such as memset(3), it is the return address,
+    /// and its caller is missing from the stack that frame pointers give.
+    pub leaf_return: u64,
 }
 
 /// A watched process has exited.

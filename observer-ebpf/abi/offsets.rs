@@ -70,6 +70,8 @@ offsets! {
     rq_clock = "rq"."clock",
     /// System call number of the interrupted user mode, or -1 (x86).
     pt_regs_syscall = "pt_regs"."orig_ax|syscallno",
+    /// User stack pointer.
+    pt_regs_sp = "pt_regs"."sp",
     /// Counters of resident pages; see [`Layout::rss_stride`].
     mm_rss_stat = "mm_struct"."rss_stat",
     /// `count` within a percpu_counter, since 6.2.

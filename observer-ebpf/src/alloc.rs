@@ -10,8 +10,8 @@
 //! Cost: no program runs on the allocator's fast path; see docs/measurements.md.
 
 use aya_ebpf::{
-    bindings::{BPF_F_FAST_STACK_CMP, BPF_F_USER_STACK, seq_file},
-    helpers::{bpf_get_current_pid_tgid, bpf_seq_write},
+    bindings::{BPF_F_FAST_STACK_CMP, BPF_F_USER_STACK, seq_file, task_struct},
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, bpf_seq_write, bpf_task_pt_regs},
     macros::{btf_tracepoint, map, perf_event},
     maps::{HashMap, PerCpuArray, StackTrace},
     programs::{BtfTracePointContext, PerfEventContext},
@@ -138,13 +138,22 @@ fn page_fault(ctx: PerfEventContext) -> u32 {
         count(Counter::FaultsLost, 1);
         return 0;
     };
-    let site = FaultSite { tgid, stack_id };
+    let site = FaultSite { tgid, stack_id, leaf_return: leaf_return() };
     if let Some(samples) = FAULTS.get_ptr_mut(site) {
         unsafe { *samples += 1 };
     } else if FAULTS.insert(site, 1, 0).is_err() {
         count(Counter::FaultsLost, 1);
     }
     0
+}
+
+/// Word at the top of the current task's user stack; 0 if it cannot be read without a fault.
+#[inline(always)]
+fn leaf_return() -> u64 {
+    let task = kernel::current();
+    let regs = unsafe { bpf_task_pt_regs(task.cast::<task_struct>().cast_mut()) } as Object;
+    let top: u64 = get!(regs, pt_regs_sp as u64);
+    unsafe { bpf_probe_read_user(top as *const u64) }.unwrap_or(0)
 }
 
 #[inline(always)]

@@ -13,6 +13,7 @@ use aya_ebpf::{
     maps::{HashMap, LruHashMap},
     programs::BtfTracePointContext,
 };
+use aya_log_ebpf::info;
 use observer_abi::{
     Counter, Kind,
     oom::{Kill, MAX_RECLAIMERS, MAX_RECLAIMING, Reclaim, Reclaimer, Reclaiming},
@@ -166,6 +167,7 @@ fn mark_victim(ctx: BtfTracePointContext) -> i32 {
     let trigger = current();
     let trigger_tgid = get!(trigger, task_tgid as u32);
     let memcg = unsafe { RECLAIMERS.get(trigger_tgid) }.is_some_and(|sum| sum.last_was_memcg != 0);
+    info!((), "an allocation of {} sets off an OOM kill", trigger_tgid);
     let has_task = layout!(mark_victim_has_task) != 0;
     let victim: Object = if has_task { ctx.arg(0) } else { trigger };
     emit(Kind::OomKill, victim, ktime_ns(), |kill: &mut Kill| {

@@ -17,6 +17,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray},
     programs::BtfTracePointContext,
 };
+use aya_log_ebpf::{debug, warn};
 use observer_abi::{
     COMM_LEN, Counter, Kind,
     offsets::MISSING,
@@ -112,6 +113,9 @@ fn opened(sock: Object, role: u8) {
     count(Counter::TcpOpened, 1);
     if LEDGER.insert(sock as u64, owned, 0).is_err() {
         count(Counter::LedgerFull, 1);
+        warn!((), "the ledger is full: a connection of {} is not followed", owned.tgid);
+    } else {
+        debug!((), "connection of {} enters the ledger", owned.tgid);
     }
 }
 

@@ -57,7 +57,7 @@ fn bad_configuration_is_refused_with_what_where_and_how() {
         ("[tcp]\nprots = [6400]", &["observer.toml", "prots", "ports"]),
         ("[tpc]\nports = [6400]", &["observer.toml", "tpc", "tcp"]),
         ("[tcp]\nports = [70000]", &["tcp.ports", "70000"]),
-        ("[tcp]\nports = \"many\"", &["tcp.ports", "many"]),
+        ("[tcp]\nports = \"many\"", &["tcp.ports", "list of ports"]),
     ] {
         for command in ["config", "run"] {
             refused(&run(&[command], toml, &[]), texts);
@@ -81,7 +81,7 @@ fn bad_environment_is_refused_with_its_name() {
 fn bad_flags_are_refused_with_usage() {
     let state = TempDir::new().unwrap();
     for (args, text) in [
-        (["run", "--fro", "1s"].as_slice(), "--for"),
+        (["run", "--fro", "1s"].as_slice(), "--fro"),
         (&["run", "--for", "soon"], "soon"),
         (&["run", "--config", "/nonexistent.toml"], "/nonexistent.toml"),
         (&["tpo"], "top"),

@@ -145,7 +145,7 @@ fn ring_overflow_is_counted() {
     let redis = Redis::start();
     let agent = Agent::start(&[
         ("OBSERVER_TCP_PORTS", &redis.port.to_string()),
-        ("OBSERVER_RING_BYTES", "4096"),
+        ("OBSERVER_RING_SIZE", "4KiB"),
     ]);
     let mut conns = load(&["conns", "redis", &redis.port.to_string(), "2000"]);
     conns.wait(seconds(60)).expect("the load ends by itself");

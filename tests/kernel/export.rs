@@ -40,13 +40,14 @@ fn check(test: &str, protocol: &str, port: impl Fn(&Rotel) -> u16) {
         ("OTEL_METRIC_EXPORT_INTERVAL", "1000"),
     ]);
     redis::Client::connect(redis.port).unwrap().close();
-    let _grown = Program::start(Command::new(grow).args(["5000", "200"]));
+    let _grown = Program::start(Command::new(grow).args(["200", "500"]));
     rotel
         .wait_for(&["tcp connection", "process.memory.usage", "observer.memory.step"], seconds(20));
     rotel.wait_for(&["network.peer.port", "service.name", "process.creation.time"], seconds(1));
-    let health = agent.snapshot().health;
-    let exporter = health.exporters.iter().find(|exporter| exporter.name == "otlp");
-    let exporter = exporter.expect("the endpoint is a destination");
-    assert!(exporter.sent > 0 && exporter.dropped == 0 && exporter.state == "open", "{exporter:?}");
+    agent.wait_snapshot("an open exporter that has sent", seconds(5), |snapshot| {
+        let exporter = snapshot.health.exporters.iter().find(|exporter| exporter.name == "otlp")?;
+        assert_eq!((exporter.state.as_str(), exporter.dropped), ("open", 0), "{exporter:?}");
+        (exporter.sent > 0).then_some(())
+    });
     agent.stop();
 }

@@ -27,7 +27,7 @@ fn a_cgroup_oom_kill_names_victim_sizes_and_trigger() {
     let binary = source.compile_c("squeeze");
     let file = source.dir().join("pages");
     std::fs::File::create(&file).unwrap().set_len(2 * LIMIT).unwrap();
-    let agent = Agent::start(&[]);
+    let agent = Agent::start(&[("OBSERVER_OOM_RECLAIM_THRESHOLD", "1ms")]);
     let mut command = group.command(binary);
     let mut program = Program::start(command.arg(file).arg("3"));
     let pid = program.pid();
@@ -39,7 +39,7 @@ fn a_cgroup_oom_kill_names_victim_sizes_and_trigger() {
         row(snapshot, &group).filter(|row| row.limit_hits > 0)
     });
     assert_eq!((hits.limit_bytes, hits.oom_kills), (Some(LIMIT), 0), "{hits:?}");
-    assert_close("usage", hits.usage_bytes as f64, LIMIT as f64, 0.1);
+    assert_close("usage", hits.usage_bytes, LIMIT, 0.1);
 
     program.send("grow");
     assert!(program.wait(seconds(30)).is_some(), "the kernel kills it");
@@ -61,7 +61,7 @@ fn row(snapshot: &Snapshot, group: &Cgroup) -> Option<MemoryCgroup> {
 
 /// The victim held nearly the whole limit as anonymous memory, and a page table entry for each page.
 fn check_sizes(anon: u64, file: u64, page_tables: u64) {
-    assert_close("anon", anon as f64, LIMIT as f64, 0.1);
+    assert_close("anon", anon, LIMIT, 0.1);
     assert!(file < 8 * MIB, "file {file}");
     assert!((LIMIT / 512..4 * MIB).contains(&page_tables), "page tables {page_tables}");
 }
@@ -102,7 +102,7 @@ fn host_memory_is_as_proc_says() {
     });
     let (total, available) = procfs::host_memory();
     assert_eq!(view.memory_total_bytes, total);
-    assert_close("available", view.memory_available_bytes as f64, available as f64, 0.05);
+    assert_close("available", view.memory_available_bytes, available, 0.05);
     assert!(view.headroom_bytes <= view.memory_available_bytes, "{view:?}");
     let expected: Vec<String> = ["cpu", "io", "memory"]
         .iter()

@@ -50,8 +50,9 @@ pub fn is_alive(pid: u32) -> bool {
     state.is_some_and(|state| state != 'Z' && state != 'X')
 }
 
-/// Number of processes on the host.
+/// Number of processes on the host that have memory of their own: neither kernel threads nor zombies.
 pub fn process_count() -> usize {
     let entries = std::fs::read_dir("/proc").expect("procfs is mounted").flatten();
-    entries.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok()).count()
+    let pids = entries.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
+    pids.filter(|pid| memory(*pid).is_some()).count()
 }

@@ -20,11 +20,12 @@ impl Terminal {
         let mut tmux =
             terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", "160", "-y", "50"]);
         tmux.arg("env");
+        // env(1) takes options only before the first variable.
+        for (name, _) in command.get_envs().filter(|(_, value)| value.is_none()) {
+            tmux.arg("-u").arg(name);
+        }
         for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => tmux.arg([name, value].join(OsStr::new("="))),
-                None => tmux.arg("-u").arg(name),
-            };
+            tmux.args(value.map(|value| [name, value].join(OsStr::new("="))));
         }
         tmux.arg(command.get_program()).args(command.get_args());
         let started = tmux.output().expect("tmux can be started");

@@ -21,7 +21,7 @@ use std::{
 use observer::{
     config::{Config, Sources},
     export::{
-        Exporter,
+        Exporter, INBOX_BATCHES,
         encode::Encoder,
         json::JsonEncoder,
         resource::{HostResource, Resources},
@@ -265,7 +265,7 @@ impl Running {
         Self { handle, thread, _directory: directory }
     }
 
-    /// Offers as the sampler does, never more than the exporter keeps up with.
+    /// Offers as the sampler does, a few batches at a time so that none is lost.
     fn spans(&self, batch: &Batch, batches: u64) {
         let sent =
             |name| self.handle.status().into_iter().find(|row| row.name == name).unwrap().sent;
@@ -273,8 +273,10 @@ impl Running {
         let batch = Arc::new(batch.clone());
         for n in 1..=batches {
             self.handle.offer(Arc::clone(&batch));
-            while sent("otlp") < otlp + n * BATCH || sent("store") < store + n * BATCH {
-                std::thread::sleep(Duration::from_micros(50));
+            if n % (INBOX_BATCHES as u64 / 2) == 0 || n == batches {
+                while sent("otlp") < otlp + n * BATCH || sent("store") < store + n * BATCH {
+                    std::thread::sleep(Duration::from_micros(500));
+                }
             }
         }
     }

@@ -5,10 +5,9 @@
 
 mod records;
 
-use std::{
-    io::{self, Write as _},
-    sync::Arc,
-};
+use std::sync::Arc;
+
+use serde::Serialize;
 
 use super::{
     encode::{Skipped, logs::Events, metrics::Points, traces::Spans},
@@ -193,7 +192,7 @@ impl Out {
 
     /// A JSON string, escaped.
     fn text(&mut self, text: &str) {
-        expect_written(serde_json::to_writer(&mut self.bytes, text).map_err(io::Error::from));
+        self.plain(text);
     }
 
     fn member_text(&mut self, key: &str, text: &str) {
@@ -202,28 +201,35 @@ impl Out {
         self.raw(",");
     }
 
-    /// A 64-bit integer: in quotes.
-    fn member_int(&mut self, key: &str, number: impl Into<i128>) {
-        self.member(key);
-        expect_written(write!(self.bytes, "\"{}\",", number.into()));
+    /// Anything that serde_json writes in one piece.
+    fn plain(&mut self, value: &(impl Serialize + ?Sized)) {
+        // Writing to memory does not fail.
+        serde_json::to_writer(&mut self.bytes, value).ok();
     }
 
-    /// A 64-bit integer as an element of a list.
-    fn raw_int(&mut self, number: u64) {
-        expect_written(write!(self.bytes, "\"{number}\""));
+    /// A 64-bit integer: in quotes.
+    fn int(&mut self, number: impl Serialize) {
+        self.raw("\"");
+        self.plain(&number);
+        self.raw("\"");
+    }
+
+    fn member_int(&mut self, key: &str, number: impl Serialize) {
+        self.member(key);
+        self.int(number);
+        self.raw(",");
     }
 
     fn member_number(&mut self, key: &str, number: u64) {
         self.member(key);
-        expect_written(write!(self.bytes, "{number},"));
+        self.plain(&number);
+        self.raw(",");
     }
 
     /// A double: the special ones are strings in protobuf's JSON mapping.
     fn double(&mut self, number: f64) {
         if number.is_finite() {
-            expect_written(
-                serde_json::to_writer(&mut self.bytes, &number).map_err(io::Error::from),
-            );
+            self.plain(&number);
         } else if number.is_nan() {
             self.raw("\"NaN\"");
         } else {
@@ -238,13 +244,11 @@ impl Out {
     }
 
     fn member_id<const N: usize>(&mut self, key: &str, id: [u8; N]) {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let hex = id.map(|byte| [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
         self.member(key);
         self.raw("\"");
-        for byte in id {
-            const HEX: &[u8; 16] = b"0123456789abcdef";
-            self.bytes.push(HEX[usize::from(byte >> 4)]);
-            self.bytes.push(HEX[usize::from(byte & 15)]);
-        }
+        self.bytes.extend_from_slice(hex.as_flattened());
         self.raw("\",");
     }
 
@@ -296,9 +300,4 @@ impl Out {
             }
         }
     }
-}
-
-/// Writing to memory has no way to fail.
-fn expect_written(result: io::Result<()>) {
-    debug_assert!(result.is_ok(), "writing to memory failed");
 }

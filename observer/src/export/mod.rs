@@ -203,7 +203,7 @@ impl Exporter {
         let (senders_end, ending) = watch::channel(false);
         let (mut senders, mut queues) = (Vec::new(), Vec::new());
         for target in options.targets {
-            let destination = destination("otlp", target.uri.to_string());
+            let destination = destination("otlp", target.shown());
             let queue = Arc::new(Queue::new(options.queue_bytes));
             queues.push((target.signal, Arc::clone(&queue), Arc::clone(&destination)));
             senders.push(Sender {

@@ -49,6 +49,15 @@ pub(super) struct Target {
     pub(super) tls: TlsFiles,
 }
 
+impl Target {
+    /// The address as it may be shown: a query can hold a key.
+    pub(super) fn shown(&self) -> String {
+        let part = |part: Option<&str>| part.unwrap_or_default().to_owned();
+        let authority = part(self.uri.authority().map(|authority| authority.as_str()));
+        format!("{}://{authority}{}", part(self.uri.scheme_str()), self.uri.path())
+    }
+}
+
 /// PEM files; they are read when connections are made, so that a renewed certificate needs no restart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct TlsFiles {
@@ -267,6 +276,7 @@ fn percent_decoded(text: &str) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{config::Sources, export::settings::SETTINGS};
 
     #[test]
     fn pairs_are_read_and_their_faults_named() {
@@ -323,6 +333,95 @@ mod tests {
         check("http://", Protocol::Http, true, false, "is not a URL");
         check("http://a b", Protocol::Http, true, false, "is not a URL");
         check("http://c:99999", Protocol::Http, true, false, "a number up to 65535");
+    }
+
+    fn options(env: &[(&str, &str)]) -> anyhow::Result<Options> {
+        let env =
+            env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let sources = Sources { env, ..Sources::default() };
+        Options::new(&Config::load(&[SETTINGS], &sources).unwrap())
+    }
+
+    #[test]
+    fn nothing_leaves_the_host_unless_an_endpoint_is_set() {
+        let check = |env: &[(&str, &str)], want: &[&str]| {
+            let targets = options(env).unwrap().targets;
+            let shown: Vec<_> = targets.iter().map(Target::shown).collect();
+            assert_eq!(shown, want, "{env:?}");
+        };
+        let base = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318");
+        let (traces, metrics, logs) =
+            ("http://c:4318/v1/traces", "http://c:4318/v1/metrics", "http://c:4318/v1/logs");
+        check(&[], &[]);
+        check(&[("OTEL_EXPORTER_OTLP_HEADERS", "a=b")], &[]);
+        check(&[base], &[traces, metrics, logs]);
+        check(&[base, ("OTEL_SDK_DISABLED", "true")], &[]);
+        check(&[base, ("OTEL_METRICS_EXPORTER", "none")], &[traces, logs]);
+        let own = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://t/in?key=s3cret");
+        check(&[own], &["https://t/in"]);
+        check(&[base, own], &["https://t/in", metrics, logs]);
+    }
+
+    #[test]
+    fn what_is_set_for_one_signal_goes_before_what_is_set_for_all() {
+        let targets = options(&[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a=common"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "2000"),
+            ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "grpc"),
+            ("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "a=own"),
+            ("OTEL_EXPORTER_OTLP_LOGS_COMPRESSION", "none"),
+            ("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "500"),
+            ("OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE", "/roots.pem"),
+        ])
+        .unwrap()
+        .targets;
+        let read = |target: &Target| {
+            let header = target.headers[0].1.to_str().unwrap().to_owned();
+            (
+                target.protocol,
+                header,
+                target.gzip,
+                target.timeout.as_millis(),
+                target.tls.roots.clone(),
+            )
+        };
+        let common = (Protocol::Http, "common".to_owned(), true, 2000, None);
+        assert_eq!([read(&targets[0]), read(&targets[1])], [common.clone(), common]);
+        let own = (Protocol::Grpc, "own".to_owned(), false, 500, Some("/roots.pem".into()));
+        assert_eq!(read(&targets[2]), own);
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_the_name_of_its_setting() {
+        let check = |env: &[(&str, &str)], want: &str| {
+            let error = format!("{:#}", options(env).unwrap_err());
+            assert!(error.contains(want), "{error}");
+        };
+        let base = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318");
+        check(
+            &[("OTEL_EXPORTER_OTLP_ENDPOINT", "c:4318")],
+            "setting export.endpoint (OTEL_EXPORTER_OTLP_ENDPOINT): ",
+        );
+        check(&[base, ("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "x")], "setting export.logs_headers");
+        check(&[base, ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/k.pem")], "go together");
+        let long = format!("a={}", "x".repeat(MAX_USER_BYTES));
+        check(&[("OTEL_RESOURCE_ATTRIBUTES", &long)], "setting export.resource_attributes");
+    }
+
+    #[test]
+    fn attributes_that_cannot_be_read_are_discarded_as_a_whole_and_the_service_name_wins() {
+        let check = |attributes: &str, name: &str, want: &[(&str, &str)]| {
+            let env = [("OTEL_RESOURCE_ATTRIBUTES", attributes), ("OTEL_SERVICE_NAME", name)];
+            let got = options(&env).unwrap().attributes;
+            let got: Vec<_> =
+                got.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+            assert_eq!(got, want);
+        };
+        check("a=1,service.name=x", "", &[("a", "1"), ("service.name", "x")]);
+        check("a=1,service.name=x", "y", &[("a", "1"), ("service.name", "y")]);
+        check("a=1,b", "", &[]);
     }
 
     #[test]

@@ -4,10 +4,50 @@
 //! there is no first pass over the data, nothing is patched or moved, and every length is as short as protobuf allows.
 //! The price: fields are written in descending order, and lists from their last element to the first.
 
+/// Lengths below this, and tags of fields below 16, take one byte.
+pub const ONE_BYTE: usize = 0x80;
+
 const VARINT: u64 = 0;
 const FIXED64: u64 = 1;
 const BYTES: u64 = 2;
 const FIXED32: u64 = 5;
+
+/// Tag of a field with text, bytes or a message, for numbers below 16.
+#[inline]
+pub const fn bytes_tag(field: u8) -> u8 {
+    field << 3 | BYTES as u8
+}
+
+/// Tag of a `fixed64`, `sfixed64` or `double`, for numbers below 16.
+#[inline]
+pub const fn fixed64_tag(field: u8) -> u8 {
+    field << 3 | FIXED64 as u8
+}
+
+/// Tag of an integer, for numbers below 16.
+#[inline]
+pub const fn varint_tag(field: u8) -> u8 {
+    field << 3 | VARINT as u8
+}
+
+/// Longest varint.
+pub const MAX_VARINT: usize = 10;
+
+/// A number as a varint, in `bytes`.
+#[inline]
+pub fn varint_of(mut value: u64, bytes: &mut [u8; MAX_VARINT]) -> &[u8] {
+    let mut len = 1;
+    for byte in bytes.iter_mut() {
+        *byte = value as u8 & 0x7f;
+        value >>= 7;
+        if value == 0 {
+            break;
+        }
+        *byte |= 0x80;
+        len += 1;
+    }
+    &bytes[..len]
+}
 
 /// First allocation of a [`Writer`]: holds a quiet tick's request.
 const INITIAL_BYTES: usize = 64 * 1024;
@@ -55,9 +95,9 @@ impl Writer {
         self.at = size - len;
     }
 
-    /// Room for `n` bytes in front of what is written.
+    /// Room for `n` bytes in front of what is written; the caller fills all of it.
     #[inline]
-    fn front(&mut self, n: usize) -> &mut [u8] {
+    pub fn front(&mut self, n: usize) -> &mut [u8] {
         if self.at < n {
             self.grow(n);
         }
@@ -73,18 +113,12 @@ impl Writer {
     }
 
     #[inline]
-    fn varint(&mut self, mut value: u64) {
-        if value < 0x80 {
+    fn varint(&mut self, value: u64) {
+        if value < ONE_BYTE as u64 {
             self.front(1)[0] = value as u8;
-            return;
+        } else {
+            self.raw(varint_of(value, &mut [0; MAX_VARINT]));
         }
-        let len = (70 - (value | 1).leading_zeros() as usize) / 7;
-        let front = self.front(len);
-        for byte in &mut front[..len - 1] {
-            *byte = value as u8 | 0x80;
-            value >>= 7;
-        }
-        front[len - 1] = value as u8;
     }
 
     #[inline]

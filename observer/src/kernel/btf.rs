@@ -139,7 +139,7 @@ impl<'a> Btf<'a> {
     }
 
     fn member_of(&self, ty: Type, name: &str, depth: u32) -> Option<Member> {
-        if depth == 0 || !matches!(ty.kind, KIND_STRUCT | KIND_UNION) {
+        if depth == 0 || name.is_empty() || !matches!(ty.kind, KIND_STRUCT | KIND_UNION) {
             return None;
         }
         (0..ty.count).find_map(|index| {

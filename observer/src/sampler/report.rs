@@ -53,6 +53,7 @@ impl Sampler {
             ("alloc.stacks", self.counters.get(Counter::FaultsLost)),
             ("oom.reclaimers", self.counters.get(Counter::ReclaimersFull)),
             ("sched.watchlist", self.watchlist.refused()),
+            ("sched.run_delay_spans", self.sched.limited()),
             ("identity.evicted", self.who.0.evicted()),
             ("dns.names", self.names.evicted()),
             ("cgroups", self.files.cgroups.as_ref().map_or(0, Cgroups::refused)),

@@ -128,7 +128,7 @@ impl Sampler {
             if growers.contains(&site.tgid) {
                 let addresses = tables.stack(site.stack_id);
                 if !addresses.is_empty() {
-                    self.alloc.add_stack(site.tgid, addresses, *samples);
+                    self.alloc.add_stack(site.tgid, addresses, site.leaf_return, *samples);
                 }
             }
         }
@@ -149,13 +149,15 @@ impl Sampler {
         }
         self.last.names_ns = now.ktime_ns;
         let (pid, stacks) = user.unwrap_or_default();
-        Some(Request { pid, stacks, kernel_stacks })
+        let (stacks, leaf_returns) = stacks.into_iter().unzip();
+        Some(Request { pid, stacks, leaf_returns, kernel_stacks })
     }
 
     /// Takes the answer to [`Sampler::name_request`].
     pub fn name(&mut self, request: &Request, response: Response) {
-        for (addresses, frames) in request.stacks.iter().zip(response.stacks) {
-            self.alloc.name_stack(request.pid, addresses, frames);
+        let asked = request.stacks.iter().zip(&request.leaf_returns);
+        for ((addresses, leaf_return), frames) in asked.zip(response.stacks) {
+            self.alloc.name_stack(request.pid, addresses, *leaf_return, frames);
         }
         for (addresses, frames) in request.kernel_stacks.iter().zip(response.kernel_stacks) {
             if let (Some(address), Some(name)) = (addresses.first(), frames.into_iter().next()) {

@@ -6,6 +6,7 @@
 
 mod client;
 mod kernel;
+mod leaf;
 mod maps;
 mod perf_map;
 mod user;
@@ -43,6 +44,9 @@ pub struct Request {
     /// User stacks.
     #[serde(default)]
     pub stacks: Vec<Vec<u64>>,
+    /// For each user stack the word at its top, 0 if unknown: the return address, if the innermost function has no frame.
+    #[serde(default)]
+    pub leaf_returns: Vec<u64>,
     /// Kernel stacks.
     #[serde(default)]
     pub kernel_stacks: Vec<Vec<u64>>,
@@ -87,9 +91,9 @@ pub fn answer(request: &Request) -> Response {
         response.problems.push(format!("{problem:#}"));
         return response;
     }
-    response.stacks = named(&request.stacks, |addresses| {
-        user::names(request.pid, addresses, &mut response.problems)
-    });
+    let stacks = leaf::with_callers(request.pid, &request.stacks, &request.leaf_returns);
+    response.stacks =
+        named(&stacks, |addresses| user::names(request.pid, addresses, &mut response.problems));
     response.kernel_stacks =
         named(&request.kernel_stacks, |addresses| kernel::names(addresses, &mut response.problems));
     response

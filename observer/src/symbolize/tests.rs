@@ -10,7 +10,7 @@ fn a_function_to_find() -> u64 {
 }
 
 fn own(stacks: Vec<Vec<u64>>) -> Response {
-    answer(&Request { pid: std::process::id(), stacks, kernel_stacks: Vec::new() })
+    answer(&Request { pid: std::process::id(), stacks, ..Request::default() })
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn bounds() {
 #[test]
 fn json_of_both_sides() {
     let request: Request = serde_json::from_str(r#"{"pid":1,"stacks":[[4198400]]}"#).unwrap();
-    assert_eq!(request, Request { pid: 1, stacks: vec![vec![4198400]], kernel_stacks: vec![] });
+    assert_eq!(request, Request { pid: 1, stacks: vec![vec![4198400]], ..Request::default() });
     let response: Response = serde_json::from_str("{}").unwrap();
     assert_eq!(response, Response::default());
 }

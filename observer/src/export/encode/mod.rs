@@ -16,7 +16,7 @@ use super::{
     OtlpSignal,
     group::{Items, Order, Place, same_record, same_subject},
     resource::{Known, Resources, SCHEMA_URL, SCOPE_NAME, SCOPE_VERSION, Texts, attributes},
-    wire::Writer,
+    wire::{MAX_VARINT, ONE_BYTE, Writer, bytes_tag, varint_of, varint_tag},
 };
 use crate::telemetry::{Attr, Batch, Subject, Value};
 
@@ -155,10 +155,10 @@ fn resource(w: &mut Writer, resources: &Resources, subject: &Subject) {
             w.raw(&resources.shared.wire);
             let texts = Texts::of(process, resources.host_name());
             for (key, value) in attributes(process, &texts).rev() {
-                key_value(w, 1, key, |w| match value {
-                    Known::Text(text) => w.bytes_always(1, text.as_bytes()),
-                    Known::Int(number) => w.uint_always(3, number as u64),
-                });
+                match value {
+                    Known::Text(text) => key_text(w, 1, key, text),
+                    Known::Int(number) => key_int(w, 1, key, number),
+                }
             }
         }
     }
@@ -168,9 +168,46 @@ fn resource(w: &mut Writer, resources: &Resources, subject: &Subject) {
 pub(super) fn texts(attrs: &[(&str, &str)]) -> Vec<u8> {
     let mut w = Writer::default();
     for (key, text) in attrs.iter().rev() {
-        key_value(&mut w, 1, key, |w| w.bytes_always(1, text.as_bytes()));
+        key_text(&mut w, 1, key, text);
     }
     w.written().to_vec()
+}
+
+/// `KeyValue` with a text. They are most of what is written, and nearly all short: then every length is one byte, and the
+/// whole stands in one piece.
+#[inline]
+fn key_text(w: &mut Writer, field: u8, key: &str, text: &str) {
+    let value = 2 + text.len();
+    let all = 2 + key.len() + 2 + value;
+    if all >= ONE_BYTE {
+        return key_value(w, u64::from(field), key, |w| w.bytes_always(1, text.as_bytes()));
+    }
+    let (head, rest) = w.front(2 + all).split_at_mut(4);
+    head.copy_from_slice(&[bytes_tag(field), all as u8, bytes_tag(1), key.len() as u8]);
+    let (to, rest) = rest.split_at_mut(key.len());
+    to.copy_from_slice(key.as_bytes());
+    let (head, to) = rest.split_at_mut(4);
+    head.copy_from_slice(&[bytes_tag(2), value as u8, bytes_tag(1), text.len() as u8]);
+    to.copy_from_slice(text.as_bytes());
+}
+
+/// `KeyValue` with an integer, in one piece like [`key_text`].
+#[inline]
+fn key_int(w: &mut Writer, field: u8, key: &str, number: i64) {
+    let mut varint = [0; MAX_VARINT];
+    let varint = varint_of(number as u64, &mut varint);
+    let value = 1 + varint.len();
+    let all = 2 + key.len() + 2 + value;
+    if all >= ONE_BYTE {
+        return key_value(w, u64::from(field), key, |w| w.uint_always(3, number as u64));
+    }
+    let (head, rest) = w.front(2 + all).split_at_mut(4);
+    head.copy_from_slice(&[bytes_tag(field), all as u8, bytes_tag(1), key.len() as u8]);
+    let (to, rest) = rest.split_at_mut(key.len());
+    to.copy_from_slice(key.as_bytes());
+    let (head, to) = rest.split_at_mut(3);
+    head.copy_from_slice(&[bytes_tag(2), value as u8, varint_tag(3)]);
+    to.copy_from_slice(varint);
 }
 
 /// `KeyValue`.
@@ -183,9 +220,14 @@ fn key_value(w: &mut Writer, field: u64, key: &str, value: impl FnOnce(&mut Writ
 }
 
 #[inline]
-fn attrs(w: &mut Writer, field: u64, attrs: &[Attr]) {
+fn attrs(w: &mut Writer, field: u8, attrs: &[Attr]) {
     for attr in attrs.iter().rev() {
-        key_value(w, field, attr.key, |w| any_value(w, &attr.value));
+        match &attr.value {
+            Value::Static(text) => key_text(w, field, attr.key, text),
+            Value::Str(text) => key_text(w, field, attr.key, text),
+            Value::Int(number) => key_int(w, field, attr.key, *number),
+            value => key_value(w, u64::from(field), attr.key, |w| any_value(w, value)),
+        }
     }
 }
 

@@ -1,11 +1,11 @@
 //! Spans (opentelemetry/proto/trace/v1/trace.proto).
 
-use super::{WireItems, attrs, key_value};
+use super::{WireItems, attrs, key_text};
 use crate::{
     export::{
         OtlpSignal,
         group::{Items, Place},
-        wire::Writer,
+        wire::{Writer, bytes_tag, fixed64_tag},
     },
     telemetry::{Span, SpanContext, Subject},
 };
@@ -47,11 +47,21 @@ fn span(w: &mut Writer, span: &Span) {
         w.message(13, |w| ids(w, 1, 2, *link));
     }
     if let Some(error) = span.error {
-        key_value(w, 9, "error.type", |w| w.bytes_always(1, error.as_bytes()));
+        key_text(w, 9, "error.type", error);
     }
     attrs(w, 9, &span.attrs);
-    w.fixed64(8, span.end_unix_ns);
-    w.fixed64(7, span.start_unix_ns);
+    if span.start_unix_ns == 0 || span.end_unix_ns == 0 {
+        w.fixed64(8, span.end_unix_ns);
+        w.fixed64(7, span.start_unix_ns);
+    } else {
+        // The same in one piece.
+        let mut times = [0; 18];
+        times[0] = fixed64_tag(7);
+        times[1..9].copy_from_slice(&span.start_unix_ns.to_le_bytes());
+        times[9] = fixed64_tag(8);
+        times[10..].copy_from_slice(&span.end_unix_ns.to_le_bytes());
+        w.raw(&times);
+    }
     w.uint(6, KIND_INTERNAL);
     w.bytes(5, span.name.as_bytes());
     if let Some(parent) = span.parent_span_id {
@@ -60,9 +70,13 @@ fn span(w: &mut Writer, span: &Span) {
     ids(w, 1, 2, span.context);
 }
 
-/// Trace and span id.
+/// Trace and span id, which are never 0 and always of the same length.
 #[inline]
-pub(super) fn ids(w: &mut Writer, trace: u64, span: u64, context: SpanContext) {
-    w.bytes(span, &context.span_id.to_be_bytes());
-    w.bytes(trace, &context.trace_id.to_be_bytes());
+pub(super) fn ids(w: &mut Writer, trace: u8, span: u8, context: SpanContext) {
+    let mut ids = [0; 28];
+    ids[..2].copy_from_slice(&[bytes_tag(trace), 16]);
+    ids[2..18].copy_from_slice(&context.trace_id.to_be_bytes());
+    ids[18..20].copy_from_slice(&[bytes_tag(span), 8]);
+    ids[20..].copy_from_slice(&context.span_id.to_be_bytes());
+    w.raw(&ids);
 }

@@ -127,7 +127,7 @@ fn point(out: &mut Out, point: &Point, time_unix_ns: u64) {
         Number::Histogram(distribution) => {
             out.member_int("count", count(distribution));
             out.member_double("sum", distribution.sum);
-            out.list("bucketCounts", &distribution.counts, |out, count| out.raw_int(*count));
+            out.list("bucketCounts", &distribution.counts, |out, count| out.int(count));
             out.list("explicitBounds", &distribution.bounds, |out, bound| out.double(*bound));
             if count(distribution) > 0 {
                 out.member_double("max", distribution.max);

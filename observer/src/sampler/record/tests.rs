@@ -21,7 +21,7 @@ struct Folded {
 }
 
 fn fold(bytes: &[u8]) -> Folded {
-    let config = Config::load(&config::all_settings(), &config::Sources::default()).unwrap();
+    let config = Config::default_for_tests(&config::all_settings());
     let nowhere = Path::new("/nonexistent");
     let mut listeners = BTreeSet::new();
     let (mut output, names) = (Output::default(), Names::default());

@@ -36,11 +36,16 @@ const MAX_READINGS: usize = 16;
 /// Identity of a process within the fold.
 type Key = (u32, u64);
 
+/// User addresses of a stack, innermost first, and its leaf return.
+pub type Addresses = (Vec<u64>, u64);
+
 /// Sampled faults of one stack.
 #[derive(Debug, Clone, Default)]
 pub struct Stack {
     /// User addresses, innermost first.
     pub addresses: Vec<u64>,
+    /// Return address of a leaf function without a frame, if it was in one; see the ABI.
+    pub leaf_return: u64,
     /// Samples.
     pub samples: u64,
     /// Function names, once known.
@@ -199,36 +204,45 @@ impl Alloc {
     }
 
     /// Adds sampled faults of a growing process.
-    pub fn add_stack(&mut self, pid: u32, addresses: Vec<u64>, samples: u64) {
+    pub fn add_stack(&mut self, pid: u32, addresses: Vec<u64>, leaf_return: u64, samples: u64) {
         let Some(history) = self.history_of(pid) else { return };
-        if let Some(known) = history.stacks.iter_mut().find(|stack| stack.addresses == addresses) {
+        if let Some(known) = history
+            .stacks
+            .iter_mut()
+            .find(|s| s.leaf_return == leaf_return && s.addresses == addresses)
+        {
             known.samples = known.samples.saturating_add(samples);
         } else {
-            history.stacks.push(Stack { addresses, samples, frames: Vec::new() });
+            history.stacks.push(Stack { addresses, leaf_return, samples, frames: Vec::new() });
         }
         history.stacks.sort_unstable_by_key(|stack| std::cmp::Reverse(stack.samples));
         history.stacks.truncate(MAX_STACKS);
     }
 
-    /// Stacks to be given names: of each growing process those that would be shown.
-    pub fn unnamed(&self) -> Vec<(u32, Vec<Vec<u64>>)> {
-        let stacks = |history: &History| -> Vec<Vec<u64>> {
-            history
-                .stacks
-                .iter()
-                .take(SHOWN_STACKS)
-                .filter(|s| s.frames.is_empty())
-                .map(|s| s.addresses.clone())
-                .collect()
+    /// Stacks to be given names, with their leaf returns: of each growing process those that would be shown.
+    pub fn unnamed(&self) -> Vec<(u32, Vec<Addresses>)> {
+        let stacks = |history: &History| -> Vec<_> {
+            let shown =
+                history.stacks.iter().take(SHOWN_STACKS).filter(|stack| stack.frames.is_empty());
+            shown.map(|stack| (stack.addresses.clone(), stack.leaf_return)).collect()
         };
         let all = self.histories.iter().map(|((pid, _), history)| (*pid, stacks(history)));
         all.filter(|(_, stacks)| !stacks.is_empty()).collect()
     }
 
     /// Takes the names of a stack.
-    pub fn name_stack(&mut self, pid: u32, addresses: &[u64], frames: Vec<String>) {
+    pub fn name_stack(
+        &mut self,
+        pid: u32,
+        addresses: &[u64],
+        leaf_return: u64,
+        frames: Vec<String>,
+    ) {
         let Some(history) = self.history_of(pid) else { return };
-        if let Some(stack) = history.stacks.iter_mut().find(|stack| stack.addresses == addresses) {
+        let mut stacks = history.stacks.iter_mut();
+        if let Some(stack) =
+            stacks.find(|s| s.leaf_return == leaf_return && s.addresses == addresses)
+        {
             stack.frames = frames;
         }
     }
@@ -335,11 +349,7 @@ fn growth_event(memory: &ProcessMemory, now: Now, subject: Subject) -> Event {
     );
     if let Some(top) = memory.stacks.first() {
         let frames: Vec<Arc<str>> = top.frames.iter().map(|frame| frame.as_str().into()).collect();
-        body.push_str(&format!(
-            ", {:.0} % from {}",
-            top.share * 100.0,
-            top.frames.first().map_or("?", String::as_str)
-        ));
+        body.push_str(&format!(", {:.0} % from {}", top.share * 100.0, origin(&top.frames)));
         attrs.push(Attr {
             key: "observer.memory.stack",
             value: crate::telemetry::Value::List(frames.into()),
@@ -347,6 +357,12 @@ fn growth_event(memory: &ProcessMemory, now: Now, subject: Subject) -> Event {
         attrs.push(attr("observer.memory.stack_share", top.share));
     }
     event("observer.memory.growth", body, attrs, now, subject)
+}
+
+/// The innermost function that is not the C library's: memset(3) touches pages for somebody.
+fn origin(frames: &[String]) -> &str {
+    let own = frames.iter().find(|frame| !frame.starts_with("libc") && !frame.starts_with("ld-"));
+    own.or(frames.first()).map_or("?", String::as_str)
 }
 
 fn step_event(memory: &ProcessMemory, step_bytes: u64, now: Now, subject: Subject) -> Event {

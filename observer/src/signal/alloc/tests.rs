@@ -147,15 +147,15 @@ fn stacks_have_their_share_and_the_largest_stands_first() {
     let mut alloc = Alloc::new(LIMITS);
     (1..=3)
         .for_each(|second| drop(tick(&mut alloc, second * SECOND, &[row(7, 10 * second as i64)])));
-    alloc.add_stack(7, vec![1, 2], 4);
-    alloc.add_stack(7, vec![3], 3);
+    alloc.add_stack(7, vec![1, 2], 0, 4);
+    alloc.add_stack(7, vec![3], 9, 3);
     tick(&mut alloc, 4 * SECOND, &[row(7, 40)]);
     assert!(alloc.view().processes[0].stacks.is_empty(), "seven samples say nothing");
-    alloc.add_stack(7, vec![3], 9);
-    alloc.add_stack(99, vec![3], 9);
-    assert_eq!(alloc.unnamed(), [(7, vec![vec![3], vec![1, 2]])]);
-    alloc.name_stack(7, &[3], vec!["parse".to_owned()]);
-    assert_eq!(alloc.unnamed(), [(7, vec![vec![1, 2]])]);
+    alloc.add_stack(7, vec![3], 9, 9);
+    alloc.add_stack(99, vec![3], 9, 9);
+    assert_eq!(alloc.unnamed(), [(7, vec![(vec![3], 9), (vec![1, 2], 0)])]);
+    alloc.name_stack(7, &[3], 9, vec!["parse".to_owned()]);
+    assert_eq!(alloc.unnamed(), [(7, vec![(vec![1, 2], 0)])]);
     tick(&mut alloc, 5 * SECOND, &[row(7, 50)]);
     let view = alloc.view();
     let [first, second] = &view.processes[0].stacks[..] else { panic!("{view:?}") };
@@ -171,7 +171,7 @@ fn the_growth_event_names_the_stack() {
     let mut told = Vec::new();
     for second in 1..=12 {
         told.extend(tick(&mut alloc, second * SECOND, &[row(7, 10 * second as i64)]).batch.events);
-        alloc.add_stack(7, vec![16], 10);
+        alloc.add_stack(7, vec![16], 0, 10);
     }
     let [event] = &told[..] else { panic!("{told:?}") };
     assert_eq!(
@@ -224,7 +224,7 @@ fn stacks_of_a_process_are_bounded() {
     let mut alloc = Alloc::new(LIMITS);
     tick(&mut alloc, SECOND, &[row(7, 1)]);
     tick(&mut alloc, 2 * SECOND, &[row(7, 10)]);
-    (0..100).for_each(|address| alloc.add_stack(7, vec![address], address + 1));
+    (0..100).for_each(|address| alloc.add_stack(7, vec![address], 0, address + 1));
     tick(&mut alloc, 3 * SECOND, &[row(7, 20)]);
     let view = alloc.view();
     let kept: u64 = (69..=100).sum();
@@ -255,7 +255,7 @@ proptest! {
         for (index, ktime_ns) in times.into_iter().enumerate() {
             let shown = rows.get(index..).unwrap_or_default();
             let mut out = tick(&mut alloc, ktime_ns, shown);
-            (0..3).for_each(|pid| alloc.add_stack(pid, vec![ktime_ns], ktime_ns));
+            (0..3).for_each(|pid| alloc.add_stack(pid, vec![ktime_ns], ktime_ns, ktime_ns));
             alloc.points(ktime_ns, &mut Anyone, &mut out);
             check_numbers(&out);
         }

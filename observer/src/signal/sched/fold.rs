@@ -31,6 +31,11 @@ const BLOCKED_AFTER_NS: u64 = 1_000_000_000;
 const NAME_PATIENCE: u32 = 3;
 /// Names of kernel functions kept; the same few stacks come again and again.
 const MAX_NAMES: usize = 4096;
+/// Spans a process may make of waits for a CPU in [`LIMIT_WINDOW_NS`]: on a saturated host every slice makes one. The rest
+/// is counted, and its time is in the run delay.
+const MAX_RUN_DELAY_SPANS: u32 = 32;
+/// See [`MAX_RUN_DELAY_SPANS`].
+const LIMIT_WINDOW_NS: u64 = 10_000_000_000;
 /// Stalls waiting for names.
 const MAX_UNNAMED: usize = 256;
 
@@ -68,6 +73,9 @@ pub struct Sched {
     /// Addresses on the stacks of blocked tasks.
     blocked_addresses: Vec<u64>,
     totals: BTreeMap<u32, Total>,
+    /// Spans of waits for a CPU by process: since when counted, and how many.
+    limits: HashMap<u32, (u64, u32)>,
+    limited: u64,
     round: u64,
     view: View,
 }
@@ -86,6 +94,8 @@ impl Sched {
             unnamed: Vec::new(),
             blocked_addresses: Vec::new(),
             totals: BTreeMap::new(),
+            limits: HashMap::new(),
+            limited: 0,
             round: 0,
             view: View::default(),
         }
@@ -138,6 +148,10 @@ impl Sched {
             return;
         }
         self.view.stalls += 1;
+        if record.phase == phase::RUNNING && self.is_over_limit(record.header.tgid, now) {
+            self.limited += 1;
+            return;
+        }
         let mut span = span::stall(record, now, who);
         let addresses =
             if record.phase == phase::RUNNING { Vec::new() } else { span::frames(&record.stack) };
@@ -147,6 +161,20 @@ impl Sched {
         } else {
             self.unnamed.push((span, addresses, 0));
         }
+    }
+
+    fn is_over_limit(&mut self, tgid: u32, now: Now) -> bool {
+        let (since, count) = self.limits.entry(tgid).or_insert((now.ktime_ns, 0));
+        if now.since(*since) >= LIMIT_WINDOW_NS {
+            (*since, *count) = (now.ktime_ns, 0);
+        }
+        *count = count.saturating_add(1);
+        *count > MAX_RUN_DELAY_SPANS
+    }
+
+    /// Stalls that made no span because their process had made enough.
+    pub fn limited(&self) -> u64 {
+        self.limited
     }
 
     /// Kernel addresses that need a name.
@@ -227,6 +255,7 @@ impl Sched {
             threads.push(self.thread(row, watch, readings));
         }
         let round = self.round;
+        self.limits.retain(|_, (since, _)| readings.now.since(*since) < LIMIT_WINDOW_NS);
         self.past.retain(|_, past| past.round + 60 >= round);
         self.totals.retain(|_, total| total.round + 60 >= round);
         threads.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));

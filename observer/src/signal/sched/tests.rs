@@ -266,6 +266,18 @@ fn an_idle_thread_that_sleeps_is_no_stall() {
 }
 
 #[test]
+fn waits_for_a_cpu_make_so_many_spans_and_no_more() {
+    let mut sched = sched();
+    let mut out = Output::default();
+    for second in [1, 2, 12] {
+        for _ in 0..30 {
+            sched.stall(&stall(phase::RUNNING, 0, 0), at(second * SECOND), &mut Anyone, &mut out);
+        }
+    }
+    assert_eq!((out.batch.spans.len(), sched.limited(), sched.view().stalls), (62, 28, 90));
+}
+
+#[test]
 fn stalls_waiting_for_names_are_bounded() {
     let mut sched = sched();
     let mut out = Output::default();
