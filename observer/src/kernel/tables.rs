@@ -53,6 +53,15 @@ impl Counters {
     }
 }
 
+#[cfg(test)]
+impl<const N: usize> From<[(Counter, u64); N]> for Counters {
+    fn from(values: [(Counter, u64); N]) -> Self {
+        let mut counters = Self::default();
+        values.iter().for_each(|(counter, value)| counters.0[*counter as usize] = *value);
+        counters
+    }
+}
+
 impl Tables {
     /// Takes the maps out of a loaded object.
     ///

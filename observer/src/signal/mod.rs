@@ -4,6 +4,8 @@ pub mod alloc;
 pub mod oom;
 pub mod sched;
 pub mod tcp;
+#[cfg(test)]
+pub(crate) mod testing;
 mod tick;
 
 pub use self::tick::{

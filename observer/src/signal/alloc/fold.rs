@@ -30,7 +30,7 @@ const SHOWN_STACKS: usize = 3;
 const MIN_SAMPLES: u64 = 8;
 /// A growing process is told again after this time.
 const GROWTH_REPEAT_NS: u64 = 60_000_000_000;
-/// Readings kept of a process, of which growth is the slope.
+/// Readings kept of a process, of which growth is the slope. With shorter intervals not every reading is kept.
 const MAX_READINGS: usize = 16;
 
 /// Identity of a process within the fold.
@@ -56,6 +56,8 @@ pub struct Stack {
 struct History {
     /// (time, anon + shmem + swap), the oldest first.
     readings: VecDeque<(u64, u64)>,
+    /// The last reading, also if it was not kept.
+    bytes: Option<u64>,
     growth_bytes_per_second: f64,
     stacks: Vec<Stack>,
     told_ktime_ns: u64,
@@ -146,7 +148,8 @@ impl Alloc {
         who: &mut dyn Who,
         out: &mut Output,
     ) -> ProcessMemory {
-        let bytes = |pages: i64| u64::try_from(pages).unwrap_or(0) * readings.page_bytes;
+        let bytes =
+            |pages: i64| u64::try_from(pages).unwrap_or(0).saturating_mul(readings.page_bytes);
         let mut memory = ProcessMemory {
             pid: row.tgid,
             name: comm_text(&row.comm),
@@ -157,10 +160,12 @@ impl Alloc {
             page_table_bytes: row.page_table_bytes,
             ..ProcessMemory::default()
         };
-        memory.rss_bytes = memory.anon_bytes + memory.file_bytes + memory.shmem_bytes;
+        memory.rss_bytes =
+            memory.anon_bytes.saturating_add(memory.file_bytes).saturating_add(memory.shmem_bytes);
         let history = self.histories.entry((row.tgid, row.start_boottime_ns)).or_default();
         history.seen = self.round;
-        let held = memory.anon_bytes + memory.shmem_bytes + memory.swap_bytes;
+        let held =
+            memory.anon_bytes.saturating_add(memory.shmem_bytes).saturating_add(memory.swap_bytes);
         let step = history.add(readings.now.ktime_ns, held, self.limits.window.as_nanos() as u64);
         memory.growth_bytes_per_second = history.growth_bytes_per_second;
         if history.growth_bytes_per_second < self.limits.growth_bytes_per_second / 2.0 {
@@ -201,15 +206,13 @@ impl Alloc {
     /// Adds sampled faults of a growing process.
     pub fn add_stack(&mut self, pid: u32, addresses: Vec<u64>, leaf_return: u64, samples: u64) {
         let Some(history) = self.history_of(pid) else { return };
-        if let Some(known) = history
-            .stacks
-            .iter_mut()
-            .find(|s| s.leaf_return == leaf_return && s.addresses == addresses)
-        {
-            known.samples += samples;
-            return;
+        let mut stacks = history.stacks.iter_mut();
+        match stacks.find(|s| s.leaf_return == leaf_return && s.addresses == addresses) {
+            Some(known) => known.samples = known.samples.saturating_add(samples),
+            None => {
+                history.stacks.push(Stack { addresses, leaf_return, samples, frames: Vec::new() })
+            }
         }
-        history.stacks.push(Stack { addresses, leaf_return, samples, frames: Vec::new() });
         history.stacks.sort_unstable_by_key(|stack| std::cmp::Reverse(stack.samples));
         history.stacks.truncate(MAX_STACKS);
     }
@@ -285,20 +288,20 @@ fn point(metric: &'static Metric, number: Number, start_unix_ns: u64, subject: S
 impl History {
     /// Adds a reading; returns how much more it is than the one before.
     fn add(&mut self, ktime_ns: u64, bytes: u64, window_ns: u64) -> u64 {
-        let step = self.readings.back().map_or(0, |(_, before)| bytes.saturating_sub(*before));
-        self.readings.push_back((ktime_ns, bytes));
-        while self.readings.len() > MAX_READINGS
-            || (self.readings.len() > 2
-                && self.readings.front().is_some_and(|(at, _)| ktime_ns - at > window_ns))
-        {
+        let step = self.bytes.replace(bytes).map_or(0, |before| bytes.saturating_sub(before));
+        let since =
+            |reading: Option<&(u64, u64)>| reading.map(|(at, _)| ktime_ns.saturating_sub(*at));
+        // The oldest reading is the last one that is a window old, whatever the interval between two ticks.
+        while since(self.readings.get(1)).is_some_and(|age_ns| age_ns >= window_ns) {
             self.readings.pop_front();
         }
-        self.growth_bytes_per_second = match (self.readings.front(), self.readings.back()) {
-            (Some((from, before)), Some((to, after))) => {
-                per_second(*after as f64 - *before as f64, to - from)
-            }
-            _ => 0.0,
-        };
+        self.growth_bytes_per_second = self.readings.front().map_or(0.0, |(from, before)| {
+            per_second(bytes as f64 - *before as f64, ktime_ns.saturating_sub(*from))
+        });
+        let spacing_ns = window_ns / (MAX_READINGS as u64 - 2);
+        if since(self.readings.back()).is_none_or(|age_ns| age_ns >= spacing_ns) {
+            self.readings.push_back((ktime_ns, bytes));
+        }
         step
     }
 
@@ -311,7 +314,7 @@ impl History {
     }
 
     fn shown(&self) -> Vec<AllocationStack> {
-        let all: u64 = self.stacks.iter().map(|stack| stack.samples).sum();
+        let all: u64 = self.stacks.iter().fold(0, |all, stack| all.saturating_add(stack.samples));
         if all < MIN_SAMPLES {
             return Vec::new();
         }

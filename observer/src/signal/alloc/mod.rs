@@ -1,6 +1,8 @@
 //! Allocations: which process holds how much memory, who grows, and from where in its code.
 
 mod fold;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::time::Duration;

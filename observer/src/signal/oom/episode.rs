@@ -11,7 +11,7 @@ pub struct Episode {
     start_ktime_ns: Option<u64>,
     last_ktime_ns: u64,
     start_total_ns: u64,
-    last_total_ns: u64,
+    last_total_ns: Option<u64>,
     triggers: u64,
     lowest_available_bytes: u64,
 }
@@ -31,15 +31,15 @@ impl Episode {
             if self.start_ktime_ns.is_none() {
                 *self = Self {
                     start_ktime_ns: Some(now.ktime_ns),
-                    start_total_ns: self.last_total_ns,
+                    start_total_ns: self.last_total_ns.unwrap_or(total_ns),
                     lowest_available_bytes: u64::MAX,
                     ..Self::default()
                 };
             }
             self.last_ktime_ns = now.ktime_ns;
-            self.triggers += fired;
+            self.triggers = self.triggers.saturating_add(fired);
         }
-        self.last_total_ns = total_ns;
+        self.last_total_ns = Some(total_ns);
         self.lowest_available_bytes = self.lowest_available_bytes.min(available_bytes);
         let start = self.start_ktime_ns?;
         let over = now.since(self.last_ktime_ns) >= calm_ns;
@@ -63,7 +63,7 @@ impl Episode {
                 attr("observer.pressure.triggers", self.triggers),
                 attr(
                     "observer.pressure.stall_ns",
-                    self.last_total_ns.saturating_sub(self.start_total_ns),
+                    self.last_total_ns.unwrap_or(0).saturating_sub(self.start_total_ns),
                 ),
                 attr("observer.memory.lowest_available_bytes", self.lowest_available_bytes),
                 attr("observer.open", open),

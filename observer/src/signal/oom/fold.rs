@@ -34,8 +34,9 @@ pub struct Oom {
     headroom: Headroom,
     episode: Episode,
     refaults: Option<u64>,
+    kswapd_sleeps: u64,
     triggers: u64,
-    /// Limit hits and kills of a control group as last seen, and when they were told.
+    /// Limit hits of a control group as last told, and when.
     cgroups: HashMap<String, (u64, u64)>,
     names: HashMap<u32, String>,
     view: View,
@@ -51,6 +52,7 @@ impl Oom {
             headroom: Headroom::default(),
             episode: Episode::default(),
             refaults: None,
+            kswapd_sleeps: 0,
             triggers: 0,
             cgroups: HashMap::new(),
             names: HashMap::new(),
@@ -80,7 +82,10 @@ impl Oom {
             attrs: vec![
                 attr("process.pid", header.tgid),
                 attr("thread.id", header.tid),
-                attr("observer.memory.reclaimed_bytes", record.pages * self.page_bytes),
+                attr(
+                    "observer.memory.reclaimed_bytes",
+                    record.pages.saturating_mul(self.page_bytes),
+                ),
                 attr("observer.memory.for_cgroup", record.memcg != 0),
             ],
             subject: Subject::Process(process),
@@ -89,7 +94,7 @@ impl Oom {
 
     /// An OOM kill.
     pub fn kill(&mut self, record: &Kill, now: Now, who: &mut dyn Who, out: &mut Output) {
-        let bytes = |pages: i64| u64::try_from(pages).unwrap_or(0) * self.page_bytes;
+        let bytes = |pages: i64| u64::try_from(pages).unwrap_or(0).saturating_mul(self.page_bytes);
         let kill = OomKill {
             time_unix_ns: now.unix_of(record.header.ktime_ns),
             victim_pid: record.header.tgid,
@@ -126,31 +131,42 @@ impl Oom {
         self.reclaimers(readings, who);
         let counters = &readings.counters;
         let view = &mut self.view;
-        view.kswapd_wakes = counters.get(Counter::KswapdWakes);
-        view.kswapd_awake = view.kswapd_wakes > counters.get(Counter::KswapdSleeps);
+        // kswapd wakes up once for each balancing but may begin the next one without having slept: the counts do not match.
+        let (wakes, sleeps) =
+            (counters.get(Counter::KswapdWakes), counters.get(Counter::KswapdSleeps));
+        let slept = std::mem::replace(&mut self.kswapd_sleeps, sleeps) != sleeps;
+        view.kswapd_awake = wakes != view.kswapd_wakes || (view.kswapd_awake && !slept);
+        view.kswapd_wakes = wakes;
         view.direct_reclaims = counters.get(Counter::DirectReclaims);
         view.direct_reclaim_ns = counters.get(Counter::DirectReclaimNs);
         view.compactions = counters.get(Counter::Compactions);
         view.throttles = counters.get(Counter::Throttles);
         view.oom_retries = counters.get(Counter::OomRetries);
         let refaults = readings.vmstat.refault_file_pages;
-        let pages =
-            self.refaults.replace(refaults).map_or(0, |before| refaults.saturating_sub(before));
-        view.refault_per_second = per_second(pages as f64, readings.elapsed_ns);
+        // It counts since boot: 0 is a file that could not be read.
+        if refaults > 0 {
+            let before = self.refaults.replace(refaults).unwrap_or(refaults);
+            let pages = refaults.saturating_sub(before);
+            view.refault_per_second = per_second(pages as f64, readings.elapsed_ns);
+        }
         view.refault_ratio = view.refault_per_second / readings.vmstat.file_lru_pages.max(1) as f64;
     }
 
     fn memory(&mut self, readings: &Readings<'_>, growers: &[u32]) {
         let memory = readings.meminfo;
-        let floor = memory.total_bytes * self.limits.floor_percent / 100;
+        if memory.total_bytes == 0 {
+            // It could not be read: what was last known is nearer to the truth than no memory at all.
+            return;
+        }
+        let floor = (memory.total_bytes / 100).saturating_mul(self.limits.floor_percent);
+        let available = memory.available_bytes.saturating_add(memory.swap_free_bytes);
         let view = &mut self.view;
         view.memory_total_bytes = memory.total_bytes;
         view.memory_available_bytes = memory.available_bytes;
         view.swap_total_bytes = memory.swap_total_bytes;
         view.swap_free_bytes = memory.swap_free_bytes;
-        view.headroom_bytes =
-            (memory.available_bytes + memory.swap_free_bytes).saturating_sub(floor);
-        self.headroom.add(readings.now.ktime_ns, memory.available_bytes + memory.swap_free_bytes);
+        view.headroom_bytes = available.saturating_sub(floor);
+        self.headroom.add(readings.now.ktime_ns, available);
         view.exhaustion_seconds =
             self.headroom.exhaustion_seconds(view.headroom_bytes, memory.total_bytes);
         view.culprit_pid = view.exhaustion_seconds.and_then(|_| growers.first().copied());
@@ -174,7 +190,7 @@ impl Oom {
                 row("full", full, reading.full_triggers);
             }
             if reading.resource == "memory" {
-                triggers = reading.some_triggers + reading.full_triggers;
+                triggers = reading.some_triggers.saturating_add(reading.full_triggers);
                 total_ns = reading.stall.some.total_ns;
             }
         }
@@ -205,6 +221,8 @@ impl Oom {
             };
             let first = (row.limit_hits, 0);
             let (hits, told) = self.cgroups.entry(row.path.clone()).or_insert(first);
+            // A v1 counter can be set to zero.
+            *hits = row.limit_hits.min(*hits);
             if row.limit_hits > *hits
                 && (*told == 0 || now.since(*told) >= LIMIT_REPEAT.as_nanos() as u64)
             {
@@ -292,7 +310,7 @@ fn kill_event(kill: &OomKill, subject: Subject) -> Event {
             "{} ({}) was killed for want of memory, holding {} MiB; the allocation of {} ({}) set it off",
             kill.victim_name,
             kill.victim_pid,
-            (kill.anon_bytes + kill.file_bytes + kill.shmem_bytes) >> 20,
+            kill.anon_bytes.saturating_add(kill.file_bytes).saturating_add(kill.shmem_bytes) >> 20,
             kill.trigger_name,
             kill.trigger_pid
         ),

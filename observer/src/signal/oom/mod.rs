@@ -3,6 +3,8 @@
 mod episode;
 mod fold;
 mod headroom;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::time::Duration;

@@ -15,6 +15,9 @@ const DEAD_TIMEOUTS: u16 = 3;
 /// Time without an acknowledgement of data in flight that makes a connection half open; at least that, or eight time-outs.
 const DEAD_AFTER: Duration = Duration::from_secs(5);
 
+/// A time that lies this little ahead of the reading is taken as now.
+const AHEAD: Duration = Duration::from_secs(60);
+
 /// Times since something happened on a connection; `None` if it never did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Since {
@@ -30,8 +33,13 @@ impl Since {
     /// Reads the jiffies of a row. The kernel sets both data clocks at the handshake, so that they say nothing before the
     /// first byte.
     pub fn of(row: &SocketRow, hz: u64) -> Self {
+        let hz = hz.max(1);
         let since = |jiffies: u32| {
-            u64::from((row.now_jiffies as u32).wrapping_sub(jiffies)) * 1_000_000_000 / hz.max(1)
+            let ticks = u64::from((row.now_jiffies as u32).wrapping_sub(jiffies));
+            // Data may move while a kernel that does not lock the socket (before 5.13) reads it: that is now, not once
+            // around the clock ago.
+            let ahead = ticks + AHEAD.as_secs() * hz > u64::from(u32::MAX);
+            if ahead { 0 } else { ticks * 1_000_000_000 / hz }
         };
         Self {
             send_ns: (row.socket.sent_bytes > 0).then(|| since(row.sent_jiffies)),
@@ -54,7 +62,7 @@ pub fn activity(row: &SocketRow, since: Since, hz: u64, age_ns: u64) -> (Activit
         return (Activity::ZeroWindow, since.acknowledged_ns);
     }
     let time_out_ns = u64::from(row.rto_jiffies) * 1_000_000_000 / hz.max(1);
-    let patience = nanos(DEAD_AFTER).max(8 * time_out_ns);
+    let patience = nanos(DEAD_AFTER).max(time_out_ns.saturating_mul(8));
     if row.packets_out > 0 && (row.timeouts >= DEAD_TIMEOUTS || since.acknowledged_ns > patience) {
         return (Activity::HalfOpen, since.acknowledged_ns);
     }
@@ -155,5 +163,6 @@ mod tests {
         wrapped.received_jiffies = u32::MAX - 999;
         wrapped.acknowledged_jiffies = 0;
         check(wrapped, Activity::Waiting, 2.0);
+        check(row(Some(500), Some(1000), |row| row.sent_jiffies = 10_001), Activity::Waiting, 0.0);
     }
 }

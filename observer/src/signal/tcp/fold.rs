@@ -7,7 +7,7 @@ use std::{
 
 use observer_abi::{
     Counter,
-    tcp::{CLIENT, Closed, HolderRow, Listening, Owned, SERVER, SocketRow},
+    tcp::{CLIENT, Closed, HolderRow, Listening, Owned, SERVER, Socket, SocketRow},
 };
 
 use super::{
@@ -33,8 +33,8 @@ pub trait PeerNames {
 struct Segments {
     start_ktime_ns: u64,
     number: u32,
-    sent_bytes: u64,
-    received_bytes: u64,
+    /// Counters at that time.
+    before: Socket,
     round: u64,
 }
 
@@ -43,7 +43,8 @@ struct Segments {
 pub struct Tcp {
     naming: Naming,
     segment_ns: u64,
-    segments: HashMap<u64, Segments>,
+    /// By socket and birth: the kernel uses a socket again.
+    segments: HashMap<(u64, u64), Segments>,
     round: u64,
     view: View,
 }
@@ -85,18 +86,14 @@ impl Tcp {
         who: &mut dyn Who,
         out: &mut Output,
     ) {
-        self.segments.remove(&record.key);
+        self.segments.remove(&(record.key, record.owned.birth_ktime_ns));
         let ends = Ends::of(&record.socket);
         if record.owned.role == SERVER && ends.are_here() {
             return;
         }
         let (reason, error) = span::close_reason(record);
         let mut attrs = self.attrs(&record.owned, &ends, names);
-        attrs.extend(span::counts(
-            record.socket.sent_bytes,
-            record.socket.received_bytes,
-            &record.socket,
-        ));
+        attrs.extend(span::counts(&record.socket));
         attrs.push(attr("observer.tcp.close_reason", reason));
         let times = (now.unix_of(record.owned.birth_ktime_ns), now.unix_of(record.header.ktime_ns));
         let context = span::root(record.key, record.owned.birth_ktime_ns);
@@ -206,11 +203,11 @@ impl Tcp {
         who: &mut dyn Who,
         out: &mut Output,
     ) {
-        let segments = self.segments.entry(row.key).or_insert_with(|| Segments {
-            start_ktime_ns: row.owned.birth_ktime_ns,
+        let birth_ktime_ns = row.owned.birth_ktime_ns;
+        let segments = self.segments.entry((row.key, birth_ktime_ns)).or_insert_with(|| Segments {
+            start_ktime_ns: birth_ktime_ns,
             number: 0,
-            sent_bytes: 0,
-            received_bytes: 0,
+            before: Socket::default(),
             round: 0,
         });
         segments.round = self.round;
@@ -220,16 +217,13 @@ impl Tcp {
         let start = std::mem::replace(&mut segments.start_ktime_ns, now.ktime_ns);
         let number = segments.number;
         segments.number += 1;
-        let (sent, received) = (row.socket.sent_bytes, row.socket.received_bytes);
-        let sent_here = sent.saturating_sub(std::mem::replace(&mut segments.sent_bytes, sent));
-        let received_here =
-            received.saturating_sub(std::mem::replace(&mut segments.received_bytes, received));
+        let before = std::mem::replace(&mut segments.before, row.socket);
         let mut attrs = self.attrs(&row.owned, both, names);
-        attrs.extend(span::counts(sent_here, received_here, &row.socket));
+        attrs.extend(span::counts(&span::since(&row.socket, &before)));
         attrs.push(attr("observer.tcp.open", true));
         attrs.push(attr("observer.tcp.segment", number));
-        let context = span_context([row.key, row.owned.birth_ktime_ns], u64::from(number) + 1);
-        let whole = span::root(row.key, row.owned.birth_ktime_ns);
+        let context = span_context([row.key, birth_ktime_ns], u64::from(number) + 1);
+        let whole = span::root(row.key, birth_ktime_ns);
         let times = (now.unix_of(start), now.unix_ns);
         let segment = span::span(context, times, attrs, subject(&row.owned, who));
         out.span(crate::telemetry::Span { parent_span_id: Some(whole.span_id), ..segment });

@@ -4,6 +4,8 @@ mod activity;
 mod endpoint;
 mod fold;
 mod span;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::time::Duration;

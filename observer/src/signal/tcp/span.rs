@@ -90,11 +90,21 @@ pub fn attrs(owned: &Owned, ends: &Ends, system: &str, peer_name: &str) -> Vec<A
     attrs
 }
 
+/// A socket whose counters tell what has been since an earlier reading.
+pub fn since(socket: &Socket, before: &Socket) -> Socket {
+    Socket {
+        sent_bytes: socket.sent_bytes.saturating_sub(before.sent_bytes),
+        received_bytes: socket.received_bytes.saturating_sub(before.received_bytes),
+        retransmits: socket.retransmits.saturating_sub(before.retransmits),
+        ..*socket
+    }
+}
+
 /// Attributes that count what went over a connection.
-pub fn counts(sent_bytes: u64, received_bytes: u64, socket: &Socket) -> [Attr; 4] {
+pub fn counts(socket: &Socket) -> [Attr; 4] {
     [
-        attr("observer.tcp.sent_bytes", sent_bytes),
-        attr("observer.tcp.received_bytes", received_bytes),
+        attr("observer.tcp.sent_bytes", socket.sent_bytes),
+        attr("observer.tcp.received_bytes", socket.received_bytes),
         attr("observer.tcp.retransmits", socket.retransmits),
         attr("observer.tcp.srtt_ns", u64::from(socket.srtt_us) * 1000),
     ]
