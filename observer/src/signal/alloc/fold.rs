@@ -206,14 +206,12 @@ impl Alloc {
     /// Adds sampled faults of a growing process.
     pub fn add_stack(&mut self, pid: u32, addresses: Vec<u64>, leaf_return: u64, samples: u64) {
         let Some(history) = self.history_of(pid) else { return };
-        if let Some(known) = history
-            .stacks
-            .iter_mut()
-            .find(|s| s.leaf_return == leaf_return && s.addresses == addresses)
-        {
-            known.samples = known.samples.saturating_add(samples);
-        } else {
-            history.stacks.push(Stack { addresses, leaf_return, samples, frames: Vec::new() });
+        let mut stacks = history.stacks.iter_mut();
+        match stacks.find(|s| s.leaf_return == leaf_return && s.addresses == addresses) {
+            Some(known) => known.samples = known.samples.saturating_add(samples),
+            None => {
+                history.stacks.push(Stack { addresses, leaf_return, samples, frames: Vec::new() })
+            }
         }
         history.stacks.sort_unstable_by_key(|stack| std::cmp::Reverse(stack.samples));
         history.stacks.truncate(MAX_STACKS);

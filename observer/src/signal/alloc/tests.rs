@@ -148,13 +148,13 @@ fn stacks_have_their_share_and_the_largest_stands_first() {
     (1..=3)
         .for_each(|second| drop(tick(&mut alloc, second * SECOND, &[row(7, 10 * second as i64)])));
     alloc.add_stack(7, vec![1, 2], 0, 4);
-    alloc.add_stack(7, vec![3], 9, 3);
+    alloc.add_stack(7, vec![3], 0, 3);
     tick(&mut alloc, 4 * SECOND, &[row(7, 40)]);
     assert!(alloc.view().processes[0].stacks.is_empty(), "seven samples say nothing");
-    alloc.add_stack(7, vec![3], 9, 9);
-    alloc.add_stack(99, vec![3], 9, 9);
-    assert_eq!(alloc.unnamed(), [(7, vec![(vec![3], 9), (vec![1, 2], 0)])]);
-    alloc.name_stack(7, &[3], 9, vec!["parse".to_owned()]);
+    alloc.add_stack(7, vec![3], 0, 9);
+    alloc.add_stack(99, vec![3], 0, 9);
+    assert_eq!(alloc.unnamed(), [(7, vec![(vec![3], 0), (vec![1, 2], 0)])]);
+    alloc.name_stack(7, &[3], 0, vec!["parse".to_owned()]);
     assert_eq!(alloc.unnamed(), [(7, vec![(vec![1, 2], 0)])]);
     tick(&mut alloc, 5 * SECOND, &[row(7, 50)]);
     let view = alloc.view();
@@ -255,7 +255,7 @@ proptest! {
         for (index, ktime_ns) in times.into_iter().enumerate() {
             let shown = rows.get(index..).unwrap_or_default();
             let mut out = tick(&mut alloc, ktime_ns, shown);
-            (0..3).for_each(|pid| alloc.add_stack(pid, vec![ktime_ns], ktime_ns, ktime_ns));
+            (0..3).for_each(|pid| alloc.add_stack(pid, vec![ktime_ns], 0, ktime_ns));
             alloc.points(ktime_ns, &mut Anyone, &mut out);
             check_numbers(&out);
         }
