@@ -84,7 +84,7 @@ fn bad_flags_are_refused_with_usage() {
         (["run", "--fro", "1s"].as_slice(), "--fro"),
         (&["run", "--for", "soon"], "soon"),
         (&["run", "--config", "/nonexistent.toml"], "/nonexistent.toml"),
-        (&["tpo"], "top"),
+        (&["tpo"], "tpo"),
     ] {
         refused(&agent::output(state.path(), args), &[text]);
     }

@@ -12,6 +12,8 @@ use observer_tests::{
     source::Source,
 };
 
+use tempfile::TempDir;
+
 use crate::{MIB, assert_close};
 
 const LIMIT: u64 = 128 * MIB;
@@ -25,11 +27,12 @@ fn a_cgroup_oom_kill_names_victim_sizes_and_trigger() {
     };
     let source = Source::new("squeeze.c", include_str!("../load/squeeze.c"));
     let binary = source.compile_c("squeeze");
-    let file = source.dir().join("pages");
-    std::fs::File::create(&file).unwrap().set_len(2 * LIMIT).unwrap();
+    // On the disk of the build: pages of a tmpfs could not be reclaimed.
+    let disk = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let file = disk.path().join("pages");
     let agent = Agent::start(&[("OBSERVER_OOM_RECLAIM_THRESHOLD", "1ms")]);
     let mut command = group.command(binary);
-    let mut program = Program::start(command.arg(file).arg("3"));
+    let mut program = Program::start(command.arg(file).arg("512"));
     let pid = program.pid();
 
     program.wait_line(seconds(30), |line| (line == "reclaimed").then_some(()));

@@ -1,6 +1,6 @@
-// Runs into the limit of its memory cgroup in two steps: first with file pages, which are reclaimed, then, at a line on
-// its input, with anonymous memory, which is not, until it is killed.
-// squeeze FILE ROUNDS
+// Runs into the limit of its memory cgroup in two steps: first with written file pages, which are reclaimed when the disk
+// has them, then, at a line on its input, with anonymous memory, which is not, until it is killed.
+// squeeze FILE MIB
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,11 +9,12 @@
 
 enum { STEP = 1 << 20 };
 
-static void read_file(const char *path) {
+static void write_file(const char *path, int mib) {
   static char buffer[STEP];
-  int file = open(path, O_RDONLY);
+  int file = open(path, O_WRONLY | O_CREAT, 0600);
   if (file < 0) exit(3);
-  while (read(file, buffer, STEP) > 0) {}
+  for (int i = 0; i < mib; i++)
+    if (write(file, buffer, STEP) != STEP) exit(5);
   close(file);
 }
 
@@ -26,7 +27,7 @@ __attribute__((noinline)) void hold_more(void) {
 int main(int argc, char **argv) {
   if (argc != 3) return 2;
   char line[16];
-  for (int i = 0; i < atoi(argv[2]); i++) read_file(argv[1]);
+  write_file(argv[1], atoi(argv[2]));
   puts("reclaimed");
   fflush(stdout);
   if (!fgets(line, sizeof line, stdin)) return 0;

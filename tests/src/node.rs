@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde::Deserialize;
 
-use crate::{http, program::Program, seconds, source::Source};
+use crate::{http, procfs, program::Program, seconds, source::Source, wait_until};
 
 /// A running Node.js program.
 pub struct Node {
@@ -49,9 +49,13 @@ impl Blocker {
         Self { node, port }
     }
 
-    /// Blocks the loop for `ms` in this way (`spin`, `wait`, `exec`) and gives what Node measured.
+    /// Blocks the loop for `ms` in this way (`spin`, `wait`, `exec`) and gives what Node measured. Returns when the loop
+    /// sleeps again: without sleep between them, two blocks are one turn for the scheduler.
     pub fn block(&self, how: &str, ms: u64) -> Block {
-        block(self.port, how, ms)
+        let block = block(self.port, how, ms);
+        let pid = self.node.program.pid();
+        wait_until("Node sleeps again", seconds(5), || procfs::is_asleep(pid).then_some(()));
+        block
     }
 
     /// Starts a block and does not wait for its end.

@@ -43,11 +43,10 @@ pub fn host_memory() -> (u64, u64) {
     (field("MemTotal"), field("MemAvailable"))
 }
 
-/// Whether a process exists and is no zombie.
-pub fn is_alive(pid: u32) -> bool {
+/// Whether the first thread of a process sleeps.
+pub fn is_asleep(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| state != 'Z' && state != 'X')
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))
 }
 
 /// Number of processes on the host that have memory of their own: neither kernel threads nor zombies.
