@@ -47,7 +47,7 @@ pub struct TaskRow {
     pub page_table_bytes: u64,
     /// Time on a CPU of this thread.
     pub on_cpu_ns: u64,
-    /// Run-queue delay of this thread.
+    /// Run-queue delay of this thread, with the wait that is not over.
     pub run_delay_ns: u64,
     /// Voluntary context switches.
     pub voluntary_switches: u64,
@@ -69,6 +69,14 @@ pub struct FaultSite {
     pub tgid: u32,
     /// Key of the stack map.
     pub stack_id: u32,
+}
+
+/// Sampled faults at a [`FaultSite`].
+#[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Faults {
+    /// How many.
+    pub samples: u64,
     /// Word at the top of the user stack. In a leaf function without a frame, such as memset(3), it is the return address,
     /// and its caller is missing from the stack that frame pointers give.
     pub leaf_return: u64,

@@ -70,6 +70,8 @@ offsets! {
     rq_clock = "rq"."clock",
     /// System call number of the interrupted user mode, or -1 (x86).
     pt_regs_syscall = "pt_regs"."orig_ax|syscallno",
+    /// First argument of the system call.
+    pt_regs_argument = "pt_regs"."di|regs",
     /// User stack pointer.
     pt_regs_sp = "pt_regs"."sp",
     /// Counters of resident pages; see [`Layout::rss_stride`].
@@ -144,6 +146,10 @@ offsets! {
     tcp_packets_out = "tcp_sock"."packets_out",
     /// Segments retransmitted in all.
     tcp_total_retrans = "tcp_sock"."total_retrans",
+    /// When a segment was last sent, nanoseconds.
+    tcp_wstamp_ns = "tcp_sock"."tcp_wstamp_ns",
+    /// When the newest acknowledged segment was sent, microseconds.
+    tcp_rack_mstamp = "tcp_sock"."rack.mstamp",
     /// Smoothed round trip time, microseconds times 8.
     tcp_srtt_us = "tcp_sock"."srtt_us",
     /// Pending connections of a listener.
@@ -170,6 +176,8 @@ pub struct Layout {
     pub epoll_pwait: u64,
     /// System call number of epoll_pwait2.
     pub epoll_pwait2: u64,
+    /// Whether `sched_process_exit` says that the last thread exits (6.17).
+    pub process_exit_has_group_dead: u64,
     /// Byte of `task_struct` that holds the `in_iowait` bit; 0 if not known.
     pub io_wait_byte: u64,
     /// Mask of that bit.
@@ -193,6 +201,7 @@ impl Layout {
         epoll_wait: u64::MAX,
         epoll_pwait: u64::MAX,
         epoll_pwait2: u64::MAX,
+        process_exit_has_group_dead: 0,
         io_wait_byte: 0,
         io_wait_mask: 0,
         gap_threshold_ns: u64::MAX,

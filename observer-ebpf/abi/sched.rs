@@ -19,6 +19,12 @@ pub const WATCHED: u32 = 1 << 31;
 /// Set in [`Watch::flags`] while the present turn was not seen to begin: the thread was watched in the middle of it.
 pub const PARTIAL: u32 = 1;
 
+/// Set in [`Watch::flags`] while the present turn began at a call of epoll that the probe saw.
+pub const POLLED: u32 = 2;
+
+/// Bound of [`Watch::loop_score`], so that a thread that changes its loop is understood after this many waits.
+pub const LOOP_SCORE: u32 = 8;
+
 /// Where a watched thread is. Values of [`Watch::phase`].
 pub mod phase {
     /// Not known yet: watched while it slept or ran.
@@ -47,6 +53,11 @@ pub struct Watch {
     pub phase: u32,
     /// System call in which it sleeps; `u32::MAX` for none (page fault).
     pub syscall: u32,
+    /// Descriptor of the epoll instance that is the thread's own loop: the one it waits in most. A wait in another one, such
+    /// as the loop in which Node waits for a child process, is a part of a turn.
+    pub loop_fd: u32,
+    /// How much more often it waited in `loop_fd` than in others, at most [`LOOP_SCORE`]; 0 if it never did.
+    pub loop_score: u32,
     /// When it last left a CPU, run-queue clock.
     pub left_clock: u64,
     /// Begin of the present turn of its loop: its wake-up; 0 while it waits in epoll. CLOCK_MONOTONIC.

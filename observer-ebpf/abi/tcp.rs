@@ -53,6 +53,8 @@ pub struct Owned {
     pub birth_ktime_ns: u64,
     /// Handshake done; 0 if not yet.
     pub established_ktime_ns: u64,
+    /// When the owner closed its side; 0 if it has not. CLOCK_MONOTONIC.
+    pub closed_ktime_ns: u64,
     /// Owner's process; 0 if not known yet.
     pub tgid: u32,
     /// Thread that connected.
@@ -160,6 +162,10 @@ pub struct SocketRow {
     pub received_jiffies: u32,
     /// Last acknowledgement received.
     pub acknowledged_jiffies: u32,
+    /// When a segment, data or bare acknowledgement, was last sent; the kernel's TCP clock.
+    pub sent_us: u64,
+    /// When the newest acknowledged data segment was sent; the same clock.
+    pub acknowledged_sent_us: u64,
     /// Bytes sent and not acknowledged.
     pub unacknowledged_bytes: u32,
     /// Bytes written and not sent.
@@ -180,7 +186,7 @@ pub struct SocketRow {
     pub reserved: u32,
 }
 
-/// One socket file of a process, a row of the task-file iterator: which process holds which TCP socket.
+/// One socket file of a process that listens, or that a connection of the ledger got its owner from; a row of the task-file iterator: which process holds which TCP socket.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct HolderRow {

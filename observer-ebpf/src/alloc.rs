@@ -19,14 +19,14 @@ use aya_ebpf::{
 use observer_abi::{
     Counter, KERNEL_FRAMES, Kind,
     alloc::{
-        Exit, FaultSite, MAX_FAULT_SITES, MAX_STACKS, TASK_BLOCKED, TASK_KERNEL, TASK_LEADER,
-        TASK_WATCHED, TaskRow,
+        Exit, FaultSite, Faults, MAX_FAULT_SITES, MAX_STACKS, TASK_BLOCKED, TASK_KERNEL,
+        TASK_LEADER, TASK_WATCHED, TaskRow,
     },
 };
 
 use crate::{
     emit::{count, emit},
-    kernel::{self, Object, get, ktime_ns, resident_pages},
+    kernel::{self, Object, get, ktime_ns, layout, resident_pages},
     sched,
 };
 
@@ -34,7 +34,7 @@ use crate::{
 static STACKS: StackTrace = StackTrace::with_max_entries(MAX_STACKS, 0);
 
 #[map]
-static FAULTS: HashMap<FaultSite, u64> = HashMap::with_max_entries(MAX_FAULT_SITES, 0);
+static FAULTS: HashMap<FaultSite, Faults> = HashMap::with_max_entries(MAX_FAULT_SITES, 0);
 
 /// Where a row is put together: the BPF stack is too small. Only the agent reads iterators, one at a time.
 #[map]
@@ -117,7 +117,7 @@ fn fill(row: &mut TaskRow, task: Object, flags: u32) {
     row.shmem_pages = resident_pages(mm, 3);
     row.page_table_bytes = get!(mm, mm_pgtables_bytes as u64);
     row.on_cpu_ns = get!(task, task_sum_exec_runtime as u64);
-    row.run_delay_ns = get!(task, task_run_delay as u64);
+    row.run_delay_ns = get!(task, task_run_delay as u64) + sched::open_wait(task);
     row.voluntary_switches = get!(task, task_nvcsw as u64);
     row.involuntary_switches = get!(task, task_nivcsw as u64);
     row.threads = get!(signal, signal_nr_threads as u32);
@@ -138,10 +138,12 @@ fn page_fault(ctx: PerfEventContext) -> u32 {
         count(Counter::FaultsLost, 1);
         return 0;
     };
-    let site = FaultSite { tgid, stack_id, leaf_return: leaf_return() };
-    if let Some(samples) = FAULTS.get_ptr_mut(site) {
-        unsafe { *samples += 1 };
-    } else if FAULTS.insert(site, 1, 0).is_err() {
+    let site = FaultSite { tgid, stack_id };
+    if let Some(faults) = FAULTS.get_ptr_mut(site) {
+        let faults = unsafe { &mut *faults };
+        faults.samples += 1;
+        faults.leaf_return = leaf_return();
+    } else if FAULTS.insert(site, Faults { samples: 1, leaf_return: leaf_return() }, 0).is_err() {
         count(Counter::FaultsLost, 1);
     }
     0
@@ -178,9 +180,7 @@ fn process_exec(_ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exit")]
 fn process_exit(ctx: BtfTracePointContext) -> i32 {
     let task: Object = ctx.arg(0);
-    let signal = get!(task, task_signal as Object);
-    // The tracepoint fires for each thread; the last one has brought the count to zero (kernel/exit.c, do_exit).
-    if get!(signal, signal_live as u32) != 0 {
+    if !is_last_thread(&ctx, task) {
         return 0;
     }
     let now = ktime_ns();
@@ -199,4 +199,16 @@ fn process_exit(ctx: BtfTracePointContext) -> i32 {
         });
     }
     0
+}
+
+/// The tracepoint fires for each thread (kernel/exit.c, do_exit). Kernels that do not say which is the last have the count of
+/// threads that live; when threads exit together several of them read zero, so then the first thread speaks for all.
+#[inline(always)]
+fn is_last_thread(ctx: &BtfTracePointContext, task: Object) -> bool {
+    if layout!(process_exit_has_group_dead) != 0 {
+        return ctx.arg::<u64>(1) & 0xff != 0;
+    }
+    let signal = get!(task, task_signal as Object);
+    get!(signal, signal_live as u32) == 0
+        && get!(task, task_pid as u32) == get!(task, task_tgid as u32)
 }

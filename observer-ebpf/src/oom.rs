@@ -10,12 +10,12 @@
 
 use aya_ebpf::{
     macros::{btf_tracepoint, map},
-    maps::{HashMap, LruHashMap},
+    maps::LruHashMap,
     programs::BtfTracePointContext,
 };
 use aya_log_ebpf::info;
 use observer_abi::{
-    Counter, Kind,
+    COMM_LEN, Counter, Kind,
     oom::{Kill, MAX_RECLAIMERS, MAX_RECLAIMING, Reclaim, Reclaimer, Reclaiming},
 };
 
@@ -29,7 +29,7 @@ use crate::{
 static RECLAIMING: LruHashMap<u32, Reclaiming> = LruHashMap::with_max_entries(MAX_RECLAIMING, 0);
 
 #[map]
-static RECLAIMERS: HashMap<u32, Reclaimer> = HashMap::with_max_entries(MAX_RECLAIMERS, 0);
+static RECLAIMERS: LruHashMap<u32, Reclaimer> = LruHashMap::with_max_entries(MAX_RECLAIMERS, 0);
 
 const COMPACTION: u32 = 1 << 31;
 
@@ -180,8 +180,14 @@ fn mark_victim(ctx: BtfTracePointContext) -> i32 {
             // Before 6.9 the argument is the victim's pid; zero sizes tell the agent to take its last row.
             kill.header.tgid = ctx.arg(0);
             kill.header.tid = ctx.arg(0);
+            kill.header.comm = [0; COMM_LEN];
+            kill.file_pages = 0;
             kill.anon_pages = 0;
+            kill.swap_pages = 0;
+            kill.shmem_pages = 0;
+            kill.page_table_bytes = 0;
             kill.start_boottime_ns = 0;
+            kill.oom_score_adj = 0;
         }
     });
     0

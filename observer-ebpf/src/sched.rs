@@ -21,7 +21,7 @@ use aya_ebpf::{
 };
 use observer_abi::{
     KERNEL_FRAMES, Kind, histogram,
-    sched::{LoopGap, PARTIAL, Stall, WATCH_SLOTS, WATCHED, Watch, phase},
+    sched::{LOOP_SCORE, LoopGap, PARTIAL, POLLED, Stall, WATCH_SLOTS, WATCHED, Watch, phase},
 };
 
 use crate::{
@@ -38,6 +38,8 @@ const UNINTERRUPTIBLE: u32 = 2;
 const NO_LOAD: u32 = 0x400;
 /// No system call: a fault or an interrupt led here.
 const NO_SYSCALL: u32 = u32::MAX;
+/// From the entry of a call of epoll to the sleep in it.
+const SAME_CALL_NS: u64 = 50_000;
 
 #[btf_tracepoint(function = "sched_switch")]
 fn sched_switch(ctx: BtfTracePointContext) -> i32 {
@@ -88,10 +90,17 @@ fn leave(watch: &mut Watch, task: Object, state: u32) {
             begin_turn(watch, task, ktime_ns());
             watch.flags |= PARTIAL;
         }
-    } else if is_epoll(syscall) && state & UNINTERRUPTIBLE == 0 {
+    } else if is_epoll(syscall)
+        && state & UNINTERRUPTIBLE == 0
+        && is_own_loop(watch, argument(task))
+    {
         watch.phase = phase::POLLING;
         if watch.turn_ktime_ns != 0 {
-            end_turn(watch, task, ktime_ns());
+            let now = ktime_ns();
+            // Else the turn ended when the epoll probe saw this very call.
+            if watch.flags & POLLED == 0 || now.saturating_sub(watch.turn_ktime_ns) > SAME_CALL_NS {
+                end_turn(watch, task, now);
+            }
         }
         watch.turn_ktime_ns = 0;
         watch.turns += 1;
@@ -129,7 +138,7 @@ fn enter(watch: &mut Watch, task: Object) {
 
 #[inline(always)]
 fn begin_turn(watch: &mut Watch, task: Object, ktime_ns: u64) {
-    watch.flags &= !PARTIAL;
+    watch.flags &= !(PARTIAL | POLLED);
     watch.turn_ktime_ns = ktime_ns;
     watch.turn_on_cpu_ns = get!(task, task_sum_exec_runtime as u64);
     watch.turn_run_delay_ns = get!(task, task_run_delay as u64);
@@ -196,6 +205,37 @@ fn syscall(task: Object) -> u32 {
     if number > 0xffff { NO_SYSCALL } else { number as u32 }
 }
 
+/// First argument of the system call that a task is in.
+#[inline(always)]
+fn argument(task: Object) -> u32 {
+    let regs = unsafe { bpf_task_pt_regs(task.cast::<task_struct>().cast_mut()) } as Object;
+    load::<u64>(regs, offset!(pt_regs_argument)) as u32
+}
+
+/// Whether a wait in this epoll instance ends a turn; by majority (Boyer and Moore), in two words.
+#[inline(always)]
+fn is_own_loop(watch: &mut Watch, fd: u32) -> bool {
+    if watch.loop_score == 0 {
+        watch.loop_fd = fd;
+    }
+    let own = watch.loop_fd == fd;
+    if !own {
+        watch.loop_score -= 1;
+    } else if watch.loop_score < LOOP_SCORE {
+        watch.loop_score += 1;
+    }
+    own
+}
+
+/// How long a task has been runnable without a CPU; 0 if it has one or sleeps.
+#[inline(always)]
+pub fn open_wait(task: Object) -> u64 {
+    match get!(task, task_last_queued as u64) {
+        0 => 0,
+        queued => run_queue_clock(task).saturating_sub(queued),
+    }
+}
+
 #[inline(always)]
 fn is_epoll(syscall: u32) -> bool {
     let syscall = u64::from(syscall);
@@ -225,11 +265,16 @@ fn epoll_enter(ctx: BtfTracePointContext) -> i32 {
     }
     let task = current();
     let Some(watch) = watched(get!(task, task_pid as u32)) else { return 0 };
+    let regs: Object = ctx.arg(0);
+    if !is_own_loop(watch, load::<u64>(regs, offset!(pt_regs_argument)) as u32) {
+        return 0;
+    }
     let now = ktime_ns();
     watch.polls += 1;
     if watch.turn_ktime_ns != 0 {
         end_turn(watch, task, now);
     }
     begin_turn(watch, task, now);
+    watch.flags |= POLLED;
     0
 }

@@ -86,17 +86,42 @@ fn is_port(port: u16) -> bool {
     PORTS.get(u32::from(port >> 6)).is_some_and(|word| word >> (port & 63) & 1 != 0)
 }
 
-/// Whether a socket belongs in the ledger.
+/// Whether a connection to its peer belongs in the ledger.
 #[inline(always)]
-fn is_wanted(sock: Object) -> bool {
+fn is_client(sock: Object) -> bool {
     is_port(u16::from_be(get!(sock, sock_dport as u16)))
-        || is_port(get!(sock, sock_num as u16))
         || unsafe { PEERS.get(peer_address(sock)) }.is_some()
+}
+
+/// Whether a connection that came from its peer belongs in the ledger. If the peer is on this host, its end is in there.
+#[inline(always)]
+fn is_server(sock: Object) -> bool {
+    is_port(get!(sock, sock_num as u16)) && !is_from_here(sock)
+}
+
+#[inline(always)]
+fn is_from_here(sock: Object) -> bool {
+    const LOOPBACK_NET: u8 = 127;
+    let peer = peer_address(sock);
+    let local = address(sock, offset!(sock_rcv_saddr), offset!(sock_v6_rcv_saddr));
+    let mapped_loopback = peer[10] == 0xff && peer[11] == 0xff && peer[12] == LOOPBACK_NET;
+    mapped_loopback || words(&peer) == words(&local)
+}
+
+/// An address as two words: comparing arrays would call memcmp.
+#[inline(always)]
+fn words(address: &[u8; 16]) -> (u64, u64) {
+    let mut low = [0; 8];
+    let mut high = [0; 8];
+    low.copy_from_slice(&address[..8]);
+    high.copy_from_slice(&address[8..]);
+    (u64::from_ne_bytes(low), u64::from_ne_bytes(high))
 }
 
 #[inline(always)]
 fn opened(sock: Object, role: u8) {
-    if !is_wanted(sock) {
+    let wanted = if role == CLIENT { is_client(sock) } else { is_server(sock) };
+    if !wanted {
         return;
     }
     let now = ktime_ns();
@@ -133,6 +158,7 @@ fn changed(sock: Object, old: u32, new: u32) {
         // Both come from close(2), shutdown(2) or exit, so this is the owner's context.
         state::FIN_WAIT1 | state::LAST_ACK => {
             let task = current();
+            owned.closed_ktime_ns = ktime_ns();
             if owned.closer == OPEN {
                 let exiting = get!(task, task_flags as u32) & EXITING != 0;
                 owned.closer = if exiting { OWNER_EXIT } else { LOCAL };
@@ -226,7 +252,8 @@ extern "C" fn tcp_rows(ctx: &IterContext) -> i32 {
     let key = tcp as u64;
     let owned = match unsafe { LEDGER.get(key) } {
         Some(owned) => *owned,
-        None if is_wanted(sock) => adopt(sock, key, state),
+        None if is_client(sock) => adopt(key, state, CLIENT),
+        None if is_server(sock) => adopt(key, state, SERVER),
         None => return 0,
     };
     let Some(row) = SOCKET_ROW.get_ptr_mut(0) else { return 0 };
@@ -240,10 +267,9 @@ extern "C" fn tcp_rows(ctx: &IterContext) -> i32 {
     0
 }
 
-/// Enters a connection that is older than the agent. It connected if its peer's port is a watched one.
+/// Enters a connection that is older than the agent.
 #[inline(always)]
-fn adopt(sock: Object, key: u64, state: u32) -> Owned {
-    let role = if is_port(get!(sock, sock_num as u16)) { SERVER } else { CLIENT };
+fn adopt(key: u64, state: u32, role: u8) -> Owned {
     let was_established = u8::from(state != state::SYN_SENT && state != state::SYN_RECV);
     let owned = Owned {
         birth_ktime_ns: ktime_ns(),
@@ -270,6 +296,8 @@ fn fill(row: &mut SocketRow, tcp: Object) {
     row.unsent_bytes = get!(tcp, tcp_write_seq as u32).wrapping_sub(next);
     let received = get!(tcp, tcp_rcv_nxt as u32);
     row.unread_bytes = received.wrapping_sub(get!(tcp, tcp_copied_seq as u32)).saturating_sub(fin);
+    row.sent_us = get!(tcp, tcp_wstamp_ns as u64) / 1000;
+    row.acknowledged_sent_us = get!(tcp, tcp_rack_mstamp as u64);
     row.packets_out = get!(tcp, tcp_packets_out as u32);
     row.window_bytes = get!(tcp, tcp_snd_wnd as u32);
     row.rto_jiffies = get!(tcp, icsk_rto as u32);
@@ -306,10 +334,18 @@ extern "C" fn socket_holders(ctx: &TaskFileContext) -> i32 {
     }
     let key = sock as u64;
     let state = u32::from(get!(sock, sock_state as u8));
-    if state != state::LISTEN && unsafe { LEDGER.get(key) }.is_none() {
-        return 0;
-    }
     let leader = get!(task, task_group_leader as Object);
+    if state != state::LISTEN {
+        let Some(entry) = LEDGER.get_ptr_mut(key) else { return 0 };
+        // Only these fields, and only once: the state hook may write the others on another CPU.
+        let owned = unsafe { &mut *entry };
+        if owned.tgid != 0 {
+            return 0;
+        }
+        copy_comm(leader, &mut owned.comm);
+        owned.tid = get!(leader, task_pid as u32);
+        owned.tgid = get!(task, task_tgid as u32);
+    }
     let mut row = HolderRow {
         key,
         tgid: get!(task, task_tgid as u32),

@@ -11,6 +11,8 @@ const ECS_TASK_ID_DIGITS: usize = 32;
 pub struct Cgroup {
     /// Path below the hierarchy's root: the v1 memory controller's where it has one, else v2's.
     pub path: String,
+    /// Path in the v1 hierarchy of the CPU controller, where that is another one; else empty.
+    pub cpu_path: String,
     /// systemd unit or scope; empty if none.
     pub unit: String,
     /// Container id; empty if none.
@@ -32,6 +34,8 @@ pub fn parse_cgroup(text: &str) -> Cgroup {
     let unified = path_of(|id, controllers| id == "0" && controllers.is_empty());
     let memory =
         path_of(|_, controllers| controllers.split(',').any(|controller| controller == "memory"));
+    let cpu =
+        path_of(|_, controllers| controllers.split(',').any(|controller| controller == "cpu"));
     let systemd = path_of(|_, controllers| controllers == "name=systemd");
     let known = [memory, unified, systemd, path_of(|_, _| true)];
 
@@ -41,8 +45,10 @@ pub fn parse_cgroup(text: &str) -> Cgroup {
         Some((path, _)) => unit(path),
         None => known.into_iter().flatten().find_map(unit),
     };
+    let path = memory.or(unified).unwrap_or(root);
     Cgroup {
-        path: memory.or(unified).unwrap_or(root).to_owned(),
+        path: path.to_owned(),
+        cpu_path: cpu.filter(|cpu| *cpu != path).unwrap_or_default().to_owned(),
         unit: unit.unwrap_or_default().to_owned(),
         container_id: container.map_or("", |(_, id)| id).to_owned(),
     }
@@ -83,12 +89,26 @@ mod tests {
     #[track_caller]
     fn check(text: &str, path: &str, unit: &str, container_id: &str) {
         let text = text.replace("ID", ID);
+        let found = parse_cgroup(&text);
         let expected = Cgroup {
             path: path.replace("ID", ID),
+            cpu_path: found.cpu_path.clone(),
             unit: unit.replace("ID", ID),
             container_id: container_id.replace("ID", ID),
         };
-        assert_eq!(parse_cgroup(&text), expected, "{text}");
+        assert_eq!(found, expected, "{text}");
+    }
+
+    #[test]
+    fn the_cpu_controller_may_have_a_path_of_its_own() {
+        let check = |text: &str, path: &str, cpu_path: &str| {
+            let found = parse_cgroup(text);
+            assert_eq!((found.path.as_str(), found.cpu_path.as_str()), (path, cpu_path), "{text}");
+        };
+        check("4:memory:/a\n3:cpu,cpuacct:/b\n", "/a", "/b");
+        check("4:memory:/a\n3:cpu,cpuacct:/a\n", "/a", "");
+        check("4:memory:/\n3:cpuset:/c\n2:cpu:/b\n", "/", "/b");
+        check("0::/a\n", "/a", "");
     }
 
     #[test]

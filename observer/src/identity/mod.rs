@@ -38,6 +38,9 @@ pub struct Process {
     pub user_name: String,
     /// Control group path (the v1 memory controller's where the host has one, else v2's).
     pub cgroup: String,
+    /// Control group path of the v1 CPU controller, where it is another one; else empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cpu_cgroup: String,
     /// systemd unit or scope; empty if none.
     pub unit: String,
     /// Container id; empty if none.

@@ -115,6 +115,7 @@ impl Reader {
             user_id: user_id.unwrap_or_default(),
             user_name: user_id.and_then(|id| self.users.get(&id)).cloned().unwrap_or_default(),
             cgroup: cgroup.path,
+            cpu_cgroup: cgroup.cpu_path,
             unit: cgroup.unit,
             container_id: cgroup.container_id,
             pm2,

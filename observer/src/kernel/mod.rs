@@ -156,7 +156,6 @@ impl Kernel {
     where
         T: zerocopy::FromBytes + zerocopy::KnownLayout + zerocopy::Immutable + Copy,
     {
-        rows.clear();
         if !self.runs(name) {
             return Ok(());
         }
@@ -307,9 +306,18 @@ fn try_start(object: &mut Ebpf, spec: &Spec, types: &aya::Btf, options: &Options
             let program: &mut PerfEvent = program.try_into()?;
             program.load()?;
             let config = PerfEventConfig::Software(SoftwareEvent::PageFaults);
+            let policy = SamplePolicy::Period(options.fault_period);
+            let mut links = Vec::new();
             for cpu in online_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))? {
                 let scope = PerfEventScope::AllProcessesOneCpu { cpu };
-                program.attach(config, scope, SamplePolicy::Period(options.fault_period), false)?;
+                match program.attach(config, scope, policy, false) {
+                    Ok(link) => links.push(link),
+                    Err(error) => {
+                        // Samples of some CPUs only would name the wrong stacks.
+                        links.into_iter().for_each(|link| drop(program.detach(link)));
+                        return Err(error.into());
+                    }
+                }
             }
         }
     }

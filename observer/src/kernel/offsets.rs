@@ -53,6 +53,9 @@ fn layout(btf: &Btf<'_>, offsets: &mut Offsets) -> Layout {
         epoll_wait,
         epoll_pwait,
         epoll_pwait2,
+        process_exit_has_group_dead: u64::from(
+            btf.tracepoint_parameters("sched_process_exit") >= Some(2),
+        ),
         io_wait_byte: io_wait.map_or(0, byte_offset),
         io_wait_mask: io_wait.map_or(0, |member| 1 << (member.bit_offset % 8)),
         ..Layout::NONE

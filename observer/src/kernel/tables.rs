@@ -10,10 +10,9 @@ use aya::{
 };
 use observer_abi::{
     COUNTERS, Counter, KINDS, Kind,
-    alloc::FaultSite,
+    alloc::{FaultSite, Faults},
     oom::Reclaimer,
     sched::{WATCH_SLOTS, WATCHED, Watch},
-    tcp::Owned,
 };
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
@@ -29,11 +28,10 @@ unsafe impl<T: FromBytes + Copy + 'static> Pod for Wire<T> {}
 pub struct Tables {
     counters: PerCpuArray<MapData, u64>,
     watch: Array<MapData, Wire<Watch>>,
-    ledger: HashMap<MapData, u64, Wire<Owned>>,
     ports: Array<MapData, u64>,
     peers: HashMap<MapData, [u8; 16], u32>,
     reclaimers: HashMap<MapData, u32, Wire<Reclaimer>>,
-    faults: HashMap<MapData, Wire<FaultSite>, u64>,
+    faults: HashMap<MapData, Wire<FaultSite>, Wire<Faults>>,
     stacks: StackTraceMap<MapData>,
 }
 
@@ -74,7 +72,6 @@ impl Tables {
         Ok(Self {
             counters: map("COUNTERS_MAP")?.try_into()?,
             watch: map("WATCH")?.try_into()?,
-            ledger: map("LEDGER")?.try_into()?,
             ports: map("PORTS")?.try_into()?,
             peers: map("PEERS")?.try_into()?,
             reclaimers: map("RECLAIMERS")?.try_into()?,
@@ -137,34 +134,18 @@ impl Tables {
         self.peers.insert(address, 0, 0).is_ok()
     }
 
-    /// Ledger entry of a connection.
-    pub fn owned(&self, key: u64) -> Option<Owned> {
-        self.ledger.get(&key, 0).ok().map(|Wire(owned)| owned)
-    }
-
-    /// Writes a ledger entry back; does nothing if the connection has ended meanwhile.
-    pub fn set_owned(&mut self, key: u64, owned: Owned) {
-        const BPF_EXIST: u64 = 2;
-        drop(self.ledger.insert(key, Wire(owned), BPF_EXIST));
-    }
-
     /// Sums of reclaim by process id.
     pub fn reclaimers(&self) -> impl Iterator<Item = (u32, Reclaimer)> + '_ {
         self.reclaimers.iter().filter_map(|entry| entry.ok().map(|(tgid, Wire(sum))| (tgid, sum)))
     }
 
-    /// Frees the sum of a process that is gone.
-    pub fn forget_reclaimer(&mut self, tgid: u32) {
-        drop(self.reclaimers.remove(&tgid));
-    }
-
     /// Takes all sampled faults and clears the table.
-    pub fn take_faults(&mut self) -> Vec<(FaultSite, u64)> {
+    pub fn take_faults(&mut self) -> Vec<(FaultSite, Faults)> {
         let faults: Vec<_> = self
             .faults
             .iter()
             .filter_map(Result::ok)
-            .map(|(Wire(site), count)| (site, count))
+            .map(|(Wire(site), Wire(faults))| (site, faults))
             .collect();
         for (site, _) in &faults {
             drop(self.faults.remove(&Wire(*site)));
@@ -186,10 +167,10 @@ impl Tables {
     }
 }
 
-/// Runs an iterator once and decodes its rows. `buffer` is scratch space.
+/// Runs an iterator once and decodes its rows, which take the place of those before. `buffer` is scratch space.
 ///
 /// # Errors
-/// If the kernel refuses the iterator or its output ends within a row.
+/// If the kernel refuses the iterator or its output ends within a row; the rows are then those before.
 pub fn read_rows<T: FromBytes + KnownLayout + Immutable + Copy>(
     program: &mut Iter,
     buffer: &mut Vec<u8>,
@@ -197,12 +178,16 @@ pub fn read_rows<T: FromBytes + KnownLayout + Immutable + Copy>(
 ) -> Result<()> {
     let link = program.attach()?;
     let mut file = program.take_link(link)?.into_file()?;
-    rows.clear();
     buffer.clear();
     file.read_to_end(buffer)?;
+    if buffer.is_empty() {
+        rows.clear();
+        return Ok(());
+    }
     let (decoded, rest) = <[T]>::ref_from_prefix_with_elems(buffer, buffer.len() / size_of::<T>())
         .map_err(|error| anyhow::anyhow!("iterator output cannot be decoded: {error}"))?;
     anyhow::ensure!(rest.is_empty(), "iterator output ends with {} bytes of a row", rest.len());
+    rows.clear();
     rows.extend_from_slice(decoded);
     Ok(())
 }

@@ -17,6 +17,11 @@ pub fn now() -> Now {
     }
 }
 
+/// Time since boot.
+pub(super) fn boottime_ns() -> u64 {
+    nanos(clock_gettime(ClockId::Boottime))
+}
+
 /// Ticks a second of the kernel: the coarse clock moves once a tick (kernel/time/posix-timers.c).
 pub(super) fn hz() -> u64 {
     let tick_ns = nanos(clock_getres(ClockId::MonotonicCoarse)).max(1);

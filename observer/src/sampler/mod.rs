@@ -8,7 +8,12 @@ mod report;
 mod usage;
 mod watch;
 
-use std::{collections::BTreeSet, net::IpAddr, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+};
 
 use anyhow::Result;
 use observer_abi::{
@@ -27,7 +32,7 @@ use crate::{
     identity::{Identities, Process},
     kernel::{Counters, Kernel, Options, Packets},
     signal::{
-        Output, Readings, Who,
+        Now, Output, Readings, Who,
         alloc::{self, Alloc},
         oom::{self, Oom},
         sched::{self, Sched, Watchlist},
@@ -76,6 +81,18 @@ struct Last {
     holders_pause_ns: u64,
     faults_ns: u64,
     names_ns: u64,
+    warned_ns: u64,
+}
+
+impl Last {
+    /// Says what goes wrong at a tick, at most once a minute: it may go wrong at each.
+    fn warn(&mut self, now: Now, error: &anyhow::Error) {
+        const WARN_EVERY_NS: u64 = 60_000_000_000;
+        if self.warned_ns == 0 || now.since(self.warned_ns) >= WARN_EVERY_NS {
+            self.warned_ns = now.ktime_ns;
+            tracing::warn!("{error:#}");
+        }
+    }
 }
 
 /// State of the sampler.
@@ -102,6 +119,12 @@ pub struct Sampler {
     hz: u64,
     start_unix_ns: u64,
     malformed: u64,
+    /// Addresses of databases by name that the kernel's table had no room for.
+    lost_peers: u64,
+    /// Connections without an owner at the last tick.
+    unowned: usize,
+    /// When each growing process's stacks were last named.
+    named: BTreeMap<u32, u64>,
     map_bytes: u64,
     output: Output,
     other_programs: Vec<Program>,
@@ -143,6 +166,9 @@ impl Sampler {
             hz: clock::hz(),
             start_unix_ns: now.unix_ns,
             malformed: 0,
+            lost_peers: 0,
+            unowned: 0,
+            named: BTreeMap::new(),
             map_bytes,
             output: Output::default(),
             other_programs,
@@ -183,9 +209,8 @@ impl Sampler {
                 for answer in parse_answer(payload) {
                     if answer.database.is_some() {
                         let address = mapped(answer.address);
-                        if let Some(tables) = kernel.tables() {
-                            tables.add_peer(address);
-                        }
+                        let added = kernel.tables().is_none_or(|tables| tables.add_peer(address));
+                        self.lost_peers += u64::from(!added);
                     }
                     names.insert(&answer, now.unix_ns);
                 }
@@ -203,7 +228,8 @@ impl Sampler {
         let now = now();
         let elapsed_ns = if self.last.tick_ns == 0 { 0 } else { now.since(self.last.tick_ns) };
         self.last.tick_ns = now.ktime_ns;
-        self.read_rows();
+        let fresh = self.read_rows(now);
+        self.find_holders(now);
         let read = self.files.read();
         self.usage.add(now.ktime_ns, &read.usage);
         let live = self
@@ -211,10 +237,13 @@ impl Sampler {
             .tasks
             .iter()
             .filter(|row| row.flags & TASK_LEADER != 0 && row.flags & TASK_KERNEL == 0);
-        self.who.0.forget_dead(live.map(|row| (row.tgid, row.start_boottime_ns)));
+        if fresh {
+            self.who.0.forget_dead(live.map(|row| (row.tgid, row.start_boottime_ns)));
+        }
         let cgroups = self.files.cgroups.as_mut();
         let readings = Readings {
             now,
+            boottime_ns: clock::boottime_ns(),
             elapsed_ns,
             page_bytes: self.page_bytes,
             hz: self.hz,
@@ -236,20 +265,24 @@ impl Sampler {
         self.tcp.tick(&readings, &NamesAt(&self.names, now.unix_ns), ends, who, out);
         self.sched.tick(&readings, ends, who, out);
         if let Err(error) = self.kernel.set_epoll_probe(self.sched.wants_epoll_probe() && !ends) {
-            tracing::warn!("cannot attach the epoll probe: {error:#}");
+            self.last.warn(now, &error.context("cannot attach the epoll probe"));
         }
-        self.find_holders(now);
-        self.update_watchlist();
+        if fresh {
+            self.update_watchlist();
+        }
         self.take_faults(now);
     }
 
-    fn read_rows(&mut self) {
+    /// Reads maps and iterators. What cannot be read stays as it was at the tick before; false if that is the tasks.
+    fn read_rows(&mut self, now: Now) -> bool {
         let rows = &mut self.rows;
-        for result in [self.kernel.tasks(&mut rows.tasks), self.kernel.sockets(&mut rows.sockets)] {
-            if let Err(error) = result {
-                tracing::warn!("{error:#}");
-            }
+        let (tasks, sockets) =
+            (self.kernel.tasks(&mut rows.tasks), self.kernel.sockets(&mut rows.sockets));
+        let fresh = tasks.is_ok();
+        for error in [tasks.err(), sockets.err()].into_iter().flatten() {
+            self.last.warn(now, &error);
         }
+        let rows = &mut self.rows;
         rows.watches.clear();
         rows.reclaimers.clear();
         if let Some(tables) = self.kernel.tables() {
@@ -259,6 +292,7 @@ impl Sampler {
             );
             rows.reclaimers.extend(tables.reclaimers());
         }
+        fresh
     }
 
     /// Takes everything made since the last time; with metric points of the present state if `points`.
@@ -266,9 +300,9 @@ impl Sampler {
         if points {
             let (who, out) = (&mut self.who, &mut self.output);
             self.alloc.points(self.start_unix_ns, who, out);
-            self.oom.points(self.start_unix_ns, out);
+            self.oom.points(self.start_unix_ns, self.info.boot_unix_ns, out);
             self.tcp.points(self.start_unix_ns, who, out);
-            self.sched.points(self.start_unix_ns, who, out);
+            self.sched.points(self.start_unix_ns, self.info.boot_unix_ns, who, out);
         }
         let mut batch = std::mem::take(&mut self.output.batch);
         batch.time_unix_ns = now().unix_ns;

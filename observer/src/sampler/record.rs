@@ -53,7 +53,11 @@ impl Fold<'_> {
             Kind::Reclaim => {
                 self.oom.reclaim(&Reclaim::read_from_bytes(bytes).ok()?, now, who, out)
             }
-            Kind::OomKill => self.oom.kill(&Kill::read_from_bytes(bytes).ok()?, now, who, out),
+            Kind::OomKill => {
+                let kill = Kill::read_from_bytes(bytes).ok()?;
+                let last = self.alloc.process_memory(kill.header.tgid);
+                self.oom.kill(&kill, last, now, who, out);
+            }
             Kind::Exit => self.alloc.exit(&Exit::read_from_bytes(bytes).ok()?, now, who, out),
         }
         Some(())

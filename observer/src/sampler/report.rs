@@ -37,6 +37,10 @@ impl Sampler {
         let mut pids: BTreeSet<u32> = snapshot.alloc.processes.iter().map(|row| row.pid).collect();
         pids.extend(snapshot.tcp.connections.iter().map(|row| row.pid));
         pids.extend(snapshot.sched.threads.iter().map(|row| row.pid));
+        pids.extend(snapshot.sched.blocked.iter().map(|row| row.pid));
+        pids.extend(snapshot.oom.reclaimers.iter().map(|row| row.pid));
+        pids.extend(snapshot.oom.kills.iter().flat_map(|kill| [kill.victim_pid, kill.trigger_pid]));
+        pids.extend(snapshot.oom.culprit_pid);
         let known = pids.into_iter().filter_map(|pid| Some((pid, self.who.0.get(pid, None)?)));
         snapshot.processes = known.collect();
         snapshot
@@ -55,6 +59,7 @@ impl Sampler {
             ("sched.watchlist", self.watchlist.refused()),
             ("sched.run_delay_spans", self.sched.limited()),
             ("identity.evicted", self.who.0.evicted()),
+            ("tcp.peers", self.lost_peers),
             ("dns.names", self.names.evicted()),
             ("cgroups", self.files.cgroups.as_ref().map_or(0, Cgroups::refused)),
             ("tick.items", self.output.dropped),

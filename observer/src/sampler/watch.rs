@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use observer_abi::{
-    alloc::{TASK_KERNEL, TASK_LEADER},
-    tcp::state,
+    alloc::{TASK_KERNEL, TASK_LEADER, TASK_WATCHED},
+    tcp::{HolderRow, state},
 };
 
 use super::{Sampler, clock::now};
@@ -21,39 +21,42 @@ pub(super) const HOLDERS_RETRY_NS: u64 = 500_000_000;
 const FAULTS_EVERY_NS: u64 = 3_000_000_000;
 /// Without one, they are dropped this often, so that the tables do not fill with what nobody asks for.
 const FAULTS_DROPPED_EVERY_NS: u64 = 30_000_000_000;
-/// A process's stacks are named at most this often: it takes a child process some tenths of a second.
-const NAMES_EVERY_NS: u64 = 10_000_000_000;
+/// Names are asked for at most this often.
+const NAMES_EVERY_NS: u64 = 1_000_000_000;
+/// The stacks of one process are named at most this often: for a large binary it takes a child process some tenths of a
+/// second.
+const PROCESS_NAMES_EVERY_NS: u64 = 15_000_000_000;
+/// Kernel addresses named at once.
+const MAX_KERNEL_ADDRESSES: usize = 64;
 
 impl Sampler {
     /// Finds owners of connections that have none, and who listens.
     pub(super) fn find_holders(&mut self, now: Now) {
-        let unowned = self.rows.sockets.iter().any(|row| row.owned.tgid == 0);
-        let pause = if unowned { self.last.holders_pause_ns } else { HOLDERS_EVERY_NS };
+        let unowned = self.rows.sockets.iter().filter(|row| row.owned.tgid == 0).count();
+        if unowned > self.unowned {
+            self.last.holders_pause_ns = HOLDERS_RETRY_NS;
+        }
+        self.unowned = unowned;
+        let pause = if unowned > 0 { self.last.holders_pause_ns } else { HOLDERS_EVERY_NS };
         if self.last.holders_ns != 0 && now.since(self.last.holders_ns) < pause {
             return;
         }
         self.last.holders_ns = now.ktime_ns;
-        if let Err(error) = self.kernel.holders(&mut self.rows.holders) {
-            tracing::warn!("{error:#}");
+        let read = self.kernel.holders(&mut self.rows.holders);
+        if let Err(error) = read {
+            self.last.warn(now, &error);
             return;
         }
-        self.listeners.clear();
-        let mut found = 0;
-        for row in &self.rows.holders {
-            if row.state == state::LISTEN {
-                self.listeners.insert(row.tgid);
-                self.tcp.listener(row);
-            } else if let Some(tables) = self.kernel.tables() {
-                let unowned = tables.owned(row.key).filter(|owned| owned.tgid == 0);
-                if let Some(mut owned) = unowned {
-                    (owned.tgid, owned.tid, owned.comm) = (row.tgid, row.tgid, row.comm);
-                    tables.set_owned(row.key, owned);
-                    found += 1;
-                }
-            }
+        let (listening, held): (Vec<&HolderRow>, Vec<&HolderRow>) =
+            self.rows.holders.iter().partition(|row| row.state == state::LISTEN);
+        self.listeners = listening.iter().map(|row| row.tgid).collect();
+        listening.into_iter().for_each(|row| self.tcp.listener(row));
+        if held.is_empty() {
+            self.last.holders_pause_ns = (self.last.holders_pause_ns * 2).min(HOLDERS_EVERY_NS);
+        } else if let Err(error) = self.kernel.sockets(&mut self.rows.sockets) {
+            // The owners are in the ledger; the next tick reads them.
+            self.last.warn(now, &error);
         }
-        let patience = if found > 0 { HOLDERS_RETRY_NS } else { self.last.holders_pause_ns * 2 };
-        self.last.holders_pause_ns = patience.min(HOLDERS_EVERY_NS);
     }
 
     /// Watches the threads of processes that listen, own connections, or are named in the configuration.
@@ -74,14 +77,21 @@ impl Sampler {
             }
         }
         pids.retain(|pid| threads.contains_key(pid) && *pid != own_pid);
+        let seen: BTreeSet<u32> = self
+            .rows
+            .tasks
+            .iter()
+            .filter(|row| row.flags & TASK_WATCHED != 0)
+            .map(|row| row.tid)
+            .collect();
         let mut known: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
         for (pid, tid) in self.watchlist.threads() {
             known.entry(pid).or_default().insert(tid);
         }
         let wanted = pids.iter().map(|pid| {
-            let same = known
-                .remove(pid)
-                .filter(|tids| threads.get(pid).copied() == u32::try_from(tids.len()).ok());
+            let same = known.remove(pid).filter(|tids| {
+                threads.get(pid).copied() == u32::try_from(tids.len()).ok() && tids.is_subset(&seen)
+            });
             (*pid, same.unwrap_or_else(|| self.who.0.threads(*pid).into_iter().collect()))
         });
         let changes = self.watchlist.update(wanted.collect());
@@ -105,7 +115,7 @@ impl Sampler {
             let paths: BTreeSet<&str> = processes
                 .iter()
                 .chain(&reclaimers)
-                .map(|process| process.cgroup.as_str())
+                .flat_map(|process| [process.cgroup.as_str(), process.cpu_cgroup.as_str()])
                 .filter(|path| !path.is_empty())
                 .collect();
             cgroups.watch(paths);
@@ -123,12 +133,12 @@ impl Sampler {
         let Some(tables) = self.kernel.tables() else { return };
         let faults = tables.take_faults();
         let mut stacks = BTreeSet::new();
-        for (site, samples) in &faults {
+        for (site, faults) in &faults {
             stacks.insert(site.stack_id);
             if growers.contains(&site.tgid) {
                 let addresses = tables.stack(site.stack_id);
                 if !addresses.is_empty() {
-                    self.alloc.add_stack(site.tgid, addresses, site.leaf_return, *samples);
+                    self.alloc.add_stack(site.tgid, addresses, faults.leaf_return, faults.samples);
                 }
             }
         }
@@ -141,23 +151,24 @@ impl Sampler {
         if now.since(self.last.names_ns) < NAMES_EVERY_NS {
             return None;
         }
-        let kernel_stacks: Vec<Vec<u64>> =
-            self.sched.unnamed().into_iter().take(64).map(|address| vec![address]).collect();
-        let user = self.alloc.unnamed().into_iter().next();
+        let addresses = self.sched.unnamed().into_iter().take(MAX_KERNEL_ADDRESSES);
+        let kernel_stacks: Vec<Vec<u64>> = addresses.map(|address| vec![address]).collect();
+        self.named.retain(|_, at| now.since(*at) < PROCESS_NAMES_EVERY_NS);
+        let user = self.alloc.unnamed().into_iter().find(|(pid, _)| !self.named.contains_key(pid));
         if kernel_stacks.is_empty() && user.is_none() {
             return None;
         }
         self.last.names_ns = now.ktime_ns;
         let (pid, stacks) = user.unwrap_or_default();
+        self.named.insert(pid, now.ktime_ns);
         let (stacks, leaf_returns) = stacks.into_iter().unzip();
         Some(Request { pid, stacks, leaf_returns, kernel_stacks })
     }
 
     /// Takes the answer to [`Sampler::name_request`].
     pub fn name(&mut self, request: &Request, response: Response) {
-        let asked = request.stacks.iter().zip(&request.leaf_returns);
-        for ((addresses, leaf_return), frames) in asked.zip(response.stacks) {
-            self.alloc.name_stack(request.pid, addresses, *leaf_return, frames);
+        for (addresses, frames) in request.stacks.iter().zip(response.stacks) {
+            self.alloc.name_stack(request.pid, addresses, frames);
         }
         for (addresses, frames) in request.kernel_stacks.iter().zip(response.kernel_stacks) {
             if let (Some(address), Some(name)) = (addresses.first(), frames.into_iter().next()) {

@@ -36,6 +36,7 @@ impl Who for Anyone {
 pub(crate) fn quiet<'a>(now: Now) -> Readings<'a> {
     Readings {
         now,
+        boottime_ns: now.ktime_ns,
         elapsed_ns: SECOND,
         page_bytes: 4096,
         hz: 250,

@@ -60,6 +60,8 @@ pub struct PressureReading {
 pub struct Readings<'a> {
     /// When.
     pub now: Now,
+    /// Since boot, the clock of process starts (CLOCK_BOOTTIME).
+    pub boottime_ns: u64,
     /// Since the tick before; 0 at the first.
     pub elapsed_ns: u64,
     /// Bytes of a page.

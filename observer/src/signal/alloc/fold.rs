@@ -166,6 +166,9 @@ impl Alloc {
         history.seen = self.round;
         let held =
             memory.anon_bytes.saturating_add(memory.shmem_bytes).saturating_add(memory.swap_bytes);
+        if history.bytes.is_none() && held >= self.limits.step_bytes && began_empty(row, readings) {
+            history.bytes = Some(0);
+        }
         let step = history.add(readings.now.ktime_ns, held, self.limits.window.as_nanos() as u64);
         memory.growth_bytes_per_second = history.growth_bytes_per_second;
         if history.growth_bytes_per_second < self.limits.growth_bytes_per_second / 2.0 {
@@ -189,6 +192,11 @@ impl Alloc {
         memory
     }
 
+    /// A process's memory at the last tick.
+    pub fn process_memory(&self, pid: u32) -> Option<&ProcessMemory> {
+        self.view.processes.iter().find(|process| process.pid == pid)
+    }
+
     /// Processes whose stacks are wanted: they grow.
     pub fn growers(&self) -> Vec<u32> {
         let mut growers: Vec<_> = self
@@ -207,7 +215,7 @@ impl Alloc {
     pub fn add_stack(&mut self, pid: u32, addresses: Vec<u64>, leaf_return: u64, samples: u64) {
         let Some(history) = self.history_of(pid) else { return };
         let mut stacks = history.stacks.iter_mut();
-        match stacks.find(|s| s.leaf_return == leaf_return && s.addresses == addresses) {
+        match stacks.find(|stack| stack.addresses == addresses) {
             Some(known) => known.samples = known.samples.saturating_add(samples),
             None => {
                 history.stacks.push(Stack { addresses, leaf_return, samples, frames: Vec::new() })
@@ -229,18 +237,9 @@ impl Alloc {
     }
 
     /// Takes the names of a stack.
-    pub fn name_stack(
-        &mut self,
-        pid: u32,
-        addresses: &[u64],
-        leaf_return: u64,
-        frames: Vec<String>,
-    ) {
+    pub fn name_stack(&mut self, pid: u32, addresses: &[u64], frames: Vec<String>) {
         let Some(history) = self.history_of(pid) else { return };
-        let mut stacks = history.stacks.iter_mut();
-        if let Some(stack) =
-            stacks.find(|s| s.leaf_return == leaf_return && s.addresses == addresses)
-        {
+        if let Some(stack) = history.stacks.iter_mut().find(|stack| stack.addresses == addresses) {
             stack.frames = frames;
         }
     }
@@ -275,6 +274,14 @@ impl Alloc {
             }
         }
     }
+}
+
+/// Whether a process seen for the first time was born since the last tick with no memory of its own: it has run exec. One that
+/// has only forked holds its parent's pages, and has its name.
+fn began_empty(row: &TaskRow, readings: &Readings<'_>) -> bool {
+    let age_ns = readings.boottime_ns.saturating_sub(row.start_boottime_ns);
+    let parent = || readings.tasks.iter().find(|other| other.tid == row.parent_tgid);
+    age_ns <= readings.elapsed_ns && parent().is_some_and(|parent| parent.comm != row.comm)
 }
 
 fn int(value: u64) -> Number {

@@ -154,7 +154,7 @@ fn stacks_have_their_share_and_the_largest_stands_first() {
     alloc.add_stack(7, vec![3], 0, 9);
     alloc.add_stack(99, vec![3], 0, 9);
     assert_eq!(alloc.unnamed(), [(7, vec![(vec![3], 0), (vec![1, 2], 0)])]);
-    alloc.name_stack(7, &[3], 0, vec!["parse".to_owned()]);
+    alloc.name_stack(7, &[3], vec!["parse".to_owned()]);
     assert_eq!(alloc.unnamed(), [(7, vec![(vec![1, 2], 0)])]);
     tick(&mut alloc, 5 * SECOND, &[row(7, 50)]);
     let view = alloc.view();

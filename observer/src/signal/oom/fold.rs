@@ -15,7 +15,9 @@ use super::{
 };
 use crate::{
     host::cgroup::Watched,
-    signal::{Now, Output, Readings, Who, comm_text, per_second, span_context},
+    signal::{
+        Now, Output, Readings, Who, alloc::ProcessMemory, comm_text, per_second, span_context,
+    },
     telemetry::{Attr, Event, Metric, Number, Point, Severity, Span, Subject, attr},
 };
 
@@ -93,9 +95,17 @@ impl Oom {
     }
 
     /// An OOM kill.
-    pub fn kill(&mut self, record: &Kill, now: Now, who: &mut dyn Who, out: &mut Output) {
+    /// `last` is what the victim held at the last tick: before 6.9 the kernel says its pid only.
+    pub fn kill(
+        &mut self,
+        record: &Kill,
+        last: Option<&ProcessMemory>,
+        now: Now,
+        who: &mut dyn Who,
+        out: &mut Output,
+    ) {
         let bytes = |pages: i64| u64::try_from(pages).unwrap_or(0).saturating_mul(self.page_bytes);
-        let kill = OomKill {
+        let mut kill = OomKill {
             time_unix_ns: now.unix_of(record.header.ktime_ns),
             victim_pid: record.header.tgid,
             victim_name: comm_text(&record.header.comm),
@@ -108,6 +118,13 @@ impl Oom {
             oom_score_adj: record.oom_score_adj,
             in_cgroup: record.memcg != 0,
         };
+        if let Some(last) = last.filter(|_| record.start_boottime_ns == 0) {
+            kill.victim_name.clone_from(&last.name);
+            kill.anon_bytes = last.anon_bytes;
+            kill.file_bytes = last.file_bytes;
+            kill.shmem_bytes = last.shmem_bytes;
+            kill.page_table_bytes = last.page_table_bytes;
+        }
         let start = (record.start_boottime_ns != 0).then_some(record.start_boottime_ns);
         let subject = Subject::Process(who.process(kill.victim_pid, start, &kill.victim_name));
         out.event(kill_event(&kill, subject));
@@ -258,8 +275,12 @@ impl Oom {
     }
 
     /// Metric points of the present view.
-    pub fn points(&self, start_unix_ns: u64, out: &mut Output) {
+    pub fn points(&self, start_unix_ns: u64, boot_unix_ns: u64, out: &mut Output) {
+        // What the kernel has counted since boot must say so, or a backend sees it all happen at once.
+        let since_boot = [REFAULTS.name, PRESSURE.name, CGROUP_LIMIT_HITS.name];
         let mut add = |metric: &'static Metric, number: Number, attrs: Vec<Attr>| {
+            let start_unix_ns =
+                if since_boot.contains(&metric.name) { boot_unix_ns } else { start_unix_ns };
             out.point(Point { metric, attrs, number, start_unix_ns, subject: Subject::Host });
         };
         let view = &self.view;

@@ -54,7 +54,7 @@ fn a_kill_is_told_with_what_the_victim_held() {
         memcg: 1,
     };
     let (mut oom, mut out) = (oom(), Output::default());
-    oom.kill(&record, at(6 * SECOND), &mut Anyone, &mut out);
+    oom.kill(&record, None, at(6 * SECOND), &mut Anyone, &mut out);
     let event = &out.batch.events[0];
     assert_eq!((event.name, event.severity), ("observer.oom.kill", Severity::Error));
     assert_eq!((pid(&event.subject), event.time_unix_ns), (7, 5 * SECOND + WALL_AHEAD));
@@ -76,7 +76,7 @@ fn a_kill_is_told_with_what_the_victim_held() {
     assert!(event.body.starts_with("node (7) was killed for want of memory, holding 3 MiB"));
     for number in 0..20 {
         let later = Kill { header: header(Kind::OomKill, 100 + number, "x", 9 * SECOND), ..record };
-        oom.kill(&later, at(9 * SECOND), &mut Anyone, &mut out);
+        oom.kill(&later, None, at(9 * SECOND), &mut Anyone, &mut out);
     }
     let kills = oom.view().kills;
     assert_eq!((kills.len(), kills[0].victim_pid, kills[15].victim_pid), (16, 119, 104));
@@ -230,7 +230,7 @@ fn points_are_those_of_the_registry() {
     let cgroups = group.cgroups.read();
     fold(&mut oom, &Readings { counters, cgroups, ..quiet(at(SECOND)) });
     let mut out = Output::default();
-    oom.points(5, &mut out);
+    oom.points(5, 2, &mut out);
     let number = |name: &str| {
         let points: Vec<_> = out.batch.points.iter().filter(|p| p.metric.name == name).collect();
         assert!(points.len() < 2, "{points:?}");
@@ -284,11 +284,11 @@ proptest! {
             oom.tick(&readings, &[1], ends, &mut Anyone, &mut out);
             let mut kill = Kill::new_zeroed();
             (kill.anon_pages, kill.file_pages, kill.shmem_pages) = (pages as i64, total as i64, swap as i64);
-            oom.kill(&kill, now, &mut Anyone, &mut out);
+            oom.kill(&kill, None, now, &mut Anyone, &mut out);
             let mut reclaim = Reclaim::new_zeroed();
             (reclaim.pages, reclaim.duration_ns, reclaim.header.ktime_ns) = (pages, total, swap);
             oom.reclaim(&reclaim, now, &mut Anyone, &mut out);
-            oom.points(0, &mut out);
+            oom.points(0, 0, &mut out);
             check_numbers(&out);
             check_view(&oom.view());
             let seconds = oom.view().exhaustion_seconds;

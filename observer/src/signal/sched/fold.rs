@@ -382,9 +382,18 @@ impl Sched {
     }
 
     /// Metric points of the present view.
-    pub fn points(&self, start_unix_ns: u64, who: &mut dyn Who, out: &mut Output) {
+    pub fn points(
+        &self,
+        start_unix_ns: u64,
+        boot_unix_ns: u64,
+        who: &mut dyn Who,
+        out: &mut Output,
+    ) {
         let mut add =
             |metric: &'static Metric, number: Number, attrs: Vec<Attr>, subject: &Subject| {
+                // The kernel counts throttled time since boot.
+                let start_unix_ns =
+                    if metric.name == THROTTLED.name { boot_unix_ns } else { start_unix_ns };
                 out.point(Point { metric, attrs, number, start_unix_ns, subject: subject.clone() });
             };
         let host = Subject::Host;

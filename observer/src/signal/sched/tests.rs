@@ -55,7 +55,7 @@ fn fold(sched: &mut Sched, readings: &Readings<'_>, ends: bool) -> Output {
 
 fn points(sched: &Sched, name: &str) -> Vec<(u32, Number)> {
     let mut out = Output::default();
-    sched.points(0, &mut Anyone, &mut out);
+    sched.points(0, 0, &mut Anyone, &mut out);
     assert!(out.batch.points.iter().all(|point| SIGNAL.metrics.contains(&point.metric)));
     let named = out.batch.points.iter().filter(|point| point.metric.name == name);
     named.map(|point| (pid(&point.subject), point.number.clone())).collect()
@@ -372,7 +372,7 @@ proptest! {
             let times = Times { total_ticks: total_ticks >> round, busy_ticks, steal_ticks, iowait_ticks };
             let readings = Readings { tasks: &tasks, watches: &watches, times, elapsed_ns, ..quiet(now) };
             sched.tick(&readings, round == 3, &mut Anyone, &mut out);
-            sched.points(0, &mut Anyone, &mut out);
+            sched.points(0, 0, &mut Anyone, &mut out);
             check_numbers(&out);
             check_view(&sched.view());
         }

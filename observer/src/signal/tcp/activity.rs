@@ -71,7 +71,7 @@ pub fn activity(row: &SocketRow, since: Since, hz: u64, age_ns: u64) -> (Activit
     }
     let client = row.owned.role == CLIENT;
     match (since.send_ns, since.receive_ns) {
-        (Some(sent), received) if client && received.is_none_or(|received| sent < received) => {
+        (Some(sent), received) if client && asked_last(row, sent, received) => {
             (Activity::Waiting, sent)
         }
         (sent, received) => {
@@ -82,6 +82,19 @@ pub fn activity(row: &SocketRow, since: Since, hz: u64, age_ns: u64) -> (Activit
                 (Activity::Active, last)
             }
         }
+    }
+}
+
+/// Whether the last data went out. Within one jiffy the kernel's two data clocks cannot tell; then, if all that was sent is
+/// acknowledged, the last segment sent is either that data, or the acknowledgement of an answer that came after it.
+fn asked_last(row: &SocketRow, sent_ns: u64, received_ns: Option<u64>) -> bool {
+    match received_ns {
+        None => true,
+        Some(received_ns) if sent_ns == received_ns => {
+            row.unacknowledged_bytes > 0
+                || (row.sent_us != 0 && row.sent_us == row.acknowledged_sent_us)
+        }
+        Some(received_ns) => sent_ns < received_ns,
     }
 }
 
@@ -133,6 +146,23 @@ mod tests {
         check(row(Some(500), Some(1000), |row| row.owned.role = 2), Activity::Idle, 2.0);
         check(row(None, None, |row| row.state = state::SYN_SENT), Activity::Connecting, 100.0);
         check(row(Some(1), Some(1), |row| row.state = state::CLOSE_WAIT), Activity::Closing, 0.0);
+    }
+
+    #[test]
+    fn a_question_within_the_jiffy_of_an_answer_is_told_by_the_last_segment() {
+        let at = |sent_us, acknowledged_sent_us| {
+            row(Some(500), Some(500), move |row| {
+                (row.sent_us, row.acknowledged_sent_us) = (sent_us, acknowledged_sent_us);
+            })
+        };
+        check(at(7, 7), Activity::Waiting, 2.0);
+        check(at(9, 7), Activity::Idle, 2.0);
+        check(at(0, 0), Activity::Idle, 2.0);
+        check(
+            row(Some(500), Some(500), |row| row.unacknowledged_bytes = 1),
+            Activity::Waiting,
+            2.0,
+        );
     }
 
     #[test]

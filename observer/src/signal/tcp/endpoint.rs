@@ -18,7 +18,6 @@ const KNOWN: &[(u16, &str)] = &[
     (11211, "memcached"),
     (26379, "redis"),
     (27017, "mongodb"),
-    (33060, "mysql"),
 ];
 
 /// What databases call themselves in `comm`.

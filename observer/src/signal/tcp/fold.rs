@@ -95,7 +95,13 @@ impl Tcp {
         let mut attrs = self.attrs(&record.owned, &ends, names);
         attrs.extend(span::counts(&record.socket));
         attrs.push(attr("observer.tcp.close_reason", reason));
-        let times = (now.unix_of(record.owned.birth_ktime_ns), now.unix_of(record.header.ktime_ns));
+        // The owner is done when it closes; what the kernel still does then is no part of its wait.
+        let end = match record.owned.closed_ktime_ns {
+            0 => record.header.ktime_ns,
+            closed => closed,
+        };
+        attrs.push(attr("observer.tcp.lingered_ns", record.header.ktime_ns.saturating_sub(end)));
+        let times = (now.unix_of(record.owned.birth_ktime_ns), now.unix_of(end));
         let context = span::root(record.key, record.owned.birth_ktime_ns);
         let subject = subject(&record.owned, who);
         out.span(crate::telemetry::Span { error, ..span::span(context, times, attrs, subject) });
@@ -238,7 +244,7 @@ impl Tcp {
         let int = |value: u64| Number::Int(i64::try_from(value).unwrap_or(i64::MAX));
         add(&OPENED, int(self.view.opened), Vec::new(), &Subject::Host);
         add(&CLOSED, int(self.view.closed), Vec::new(), &Subject::Host);
-        for row in self.view.endpoints.iter().filter(|row| row.pid != 0) {
+        for row in self.view.endpoints.iter().filter(|row| row.pid != 0 && row.role == "client") {
             let subject = Subject::Process(who.process(row.pid, None, &row.name));
             let pool = format!("{}:{}", row.address, row.port);
             let pool_attrs = || {
@@ -299,6 +305,7 @@ fn endpoints(connections: &[Connection]) -> Vec<Endpoint> {
         let row = rows.entry((connection.pid, address, port)).or_insert_with(|| Endpoint {
             pid: connection.pid,
             name: connection.name.clone(),
+            role: connection.role.clone(),
             system: connection.system.clone(),
             address: address.clone(),
             port,

@@ -92,6 +92,9 @@ pub struct Endpoint {
     pub pid: u32,
     /// Its command name.
     pub name: String,
+    /// `client` (it connected) or `server` (it accepted; address and port are then its own).
+    #[serde(default)]
+    pub role: String,
     /// `db.system.name`.
     pub system: String,
     /// DNS name if known, else the address.
