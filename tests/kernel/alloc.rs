@@ -94,6 +94,7 @@ impl Sampler {
         std::thread::spawn(move || {
             while let (false, Some(memory)) = (ended.load(Ordering::Relaxed), procfs::memory(pid)) {
                 samples.lock().unwrap().push((unix_ns(), memory));
+                // sleep: the pace of the sampling thread
                 std::thread::sleep(POLL);
             }
         });

@@ -143,6 +143,7 @@ impl Agent {
                     kept.display()
                 );
             }
+            // sleep: the pace of a wait with a deadline
             std::thread::sleep(SNAPSHOT_POLL);
         }
     }
@@ -174,6 +175,7 @@ impl Agent {
                 std::fs::copy(self.out_file(), &kept).expect("a temporary file can be written");
                 panic!("not within {timeout:?}: {what}; the telemetry is in {}", kept.display());
             }
+            // sleep: the pace of a wait with a deadline
             std::thread::sleep(POLL);
         }
     }

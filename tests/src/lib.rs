@@ -38,6 +38,7 @@ pub fn wait_until<T>(what: &str, timeout: Duration, mut condition: impl FnMut() 
             return value;
         }
         assert!(Instant::now() < deadline, "not within {timeout:?}: {what}");
+        // sleep: the pace of a wait with a deadline
         std::thread::sleep(POLL);
     }
 }

@@ -147,6 +147,7 @@ impl Program {
             if Instant::now() > deadline {
                 return None;
             }
+            // sleep: the pace of a wait with a deadline
             std::thread::sleep(Duration::from_millis(1));
         }
     }
