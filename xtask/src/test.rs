@@ -40,7 +40,9 @@ fn stages(report: &mut Report) -> Result<()> {
     })?;
     report.stage("unit and tidy", |skips| {
         let args = ["test", "--workspace", "--exclude", "observer-tests"];
-        watch(tools.cargo(&args).args(["--", "--show-output"]), skips)
+        let mut unit = tools.cargo(&args);
+        name_receiver(&mut unit, &tools)?;
+        watch(unit.args(["--", "--show-output"]), skips, print_line)
     })?;
     report.stage("agent", |skips| {
         let args = [
@@ -53,7 +55,7 @@ fn stages(report: &mut Report) -> Result<()> {
             "--",
             "--nocapture",
         ];
-        watch(&mut product_test(&tools, &args)?, skips)
+        watch(&mut product_test(&tools, &args)?, skips, print_line)
     })?;
     report.stage("kernel", |skips| {
         let args = ["test", "--package", "observer-tests", "--test", "kernel"];
@@ -61,7 +63,7 @@ fn stages(report: &mut Report) -> Result<()> {
         if sudo_is_silent() {
             kernel.arg("--config").arg(runner_with_sudo());
         }
-        watch(kernel.args(["--", "--nocapture", "--test-threads=1"]), skips)
+        watch(kernel.args(["--", "--nocapture", "--test-threads=1"]), skips, print_line)
     })?;
     judge(&report.skips)
 }
@@ -79,10 +81,20 @@ fn lints(tools: &Tools) -> Command {
 fn product_test(tools: &Tools, args: &[&str]) -> Result<Command> {
     let mut cargo = tools.cargo(args);
     cargo.env("OBSERVER_BIN", fs::canonicalize(BINARY).context(BINARY)?);
-    if let Some(rotel) = &tools.rotel {
-        cargo.env("OBSERVER_TEST_ROTEL", fs::canonicalize(rotel)?);
-    }
+    name_receiver(&mut cargo, tools)?;
     Ok(cargo)
+}
+
+/// Tells tests where the receiver of others is.
+fn name_receiver(tests: &mut Command, tools: &Tools) -> Result<()> {
+    if let Some(rotel) = &tools.rotel {
+        tests.env("OBSERVER_TEST_ROTEL", fs::canonicalize(rotel)?);
+    }
+    Ok(())
+}
+
+fn print_line(line: &str) {
+    println!("{line}");
 }
 
 /// Whether `sudo` is needed, and works without asking.
@@ -96,9 +108,9 @@ fn runner_with_sudo() -> String {
     format!(r#"target."cfg(unix)".runner = ["sudo", "-n", "{kept}"]"#)
 }
 
-/// Runs tests, passes their output on, and collects the skips in it.
-fn watch(tests: &mut Command, skips: &mut Vec<Skip>) -> Result<()> {
-    println!("$ {}", line(tests));
+/// Runs tests, hands their output to `say`, and collects the skips in it.
+fn watch(tests: &mut Command, skips: &mut Vec<Skip>, say: fn(&str)) -> Result<()> {
+    say(&format!("$ {}", line(tests)));
     // One pipe for both outputs keeps their order.
     let mut child = Command::new("sh");
     child.args(["-c", r#"exec "$@" 2>&1"#, "sh"]).arg(tests.get_program()).args(tests.get_args());
@@ -108,7 +120,7 @@ fn watch(tests: &mut Command, skips: &mut Vec<Skip>) -> Result<()> {
     for line in BufReader::new(pipe).split(b'\n') {
         let line = line?;
         let line = String::from_utf8_lossy(&line);
-        println!("{line}");
+        say(&line);
         skips.extend(parse(&line));
     }
     let status = child.wait()?;
@@ -203,7 +215,7 @@ mod tests {
         let script =
             "echo 'SKIPPED a::b: no root'; echo 'test c ... SKIPPED c: no BTF' >&2; echo ok";
         let mut skips = Vec::new();
-        watch(&mut command(&["sh", "-c", script]), &mut skips).expect("succeeds");
+        watch(&mut command(&["sh", "-c", script]), &mut skips, |_| {}).expect("succeeds");
         let shown: Vec<_> = skips.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["a::b: no root", "c: no BTF"]);
     }
@@ -218,7 +230,7 @@ mod tests {
     fn a_failing_stage_is_named() {
         let mut report = Report::default();
         let error = report
-            .stage("kernel", |skips| watch(&mut command(&["sh", "-c", "exit 3"]), skips))
+            .stage("kernel", |skips| watch(&mut command(&["sh", "-c", "exit 3"]), skips, |_| {}))
             .expect_err("fails");
         let shown = format!("{error:#}");
         assert!(
