@@ -226,7 +226,7 @@ fn an_endpoint_is_recognised_by_its_name_in_dns() {
     let test = "tcp::an_endpoint_is_recognised_by_its_name_in_dns";
     let Some(_host) = needs::host(test, &["redis-server"]) else { return };
     let redis = Redis::start();
-    let agent = Agent::start(&[]);
+    let agent = Agent::start(&[("OBSERVER_DNS", "all")]);
     let name = "cart.ab1cde.0001.euw1.cache.amazonaws.com";
     dns::resolve(name, Ipv4Addr::LOCALHOST);
     // Names are learned a moment after the answer, so a connection may come too early: each look follows a new one.

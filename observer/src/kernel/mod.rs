@@ -32,7 +32,7 @@ use observer_abi::{
 };
 
 pub use self::{
-    packets::Packets,
+    packets::{Packets, Scope},
     tables::{Counters, Tables},
 };
 use self::{

@@ -2,7 +2,8 @@
 //! copied.
 
 use std::{
-    io, mem,
+    collections::BTreeSet,
+    fs, io, mem,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
@@ -49,10 +50,24 @@ const IPV6: [libc::sock_filter; 6] = [
     op(RET, 0, 0, 0),
 ];
 
-/// Both sockets.
+/// Interfaces listened on at once.
+const MAX_INTERFACES: usize = 8;
+
+/// Which interfaces are listened on. A packet socket costs each packet of its interface some tens of nanoseconds, and on
+/// loopback that is the databases' own traffic; a resolver there has its answers from the network, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Those with a default route.
+    Network,
+    /// All, loopback included.
+    All,
+}
+
+/// The sockets, two an interface.
 pub struct Packets {
-    v4: OwnedFd,
-    v6: OwnedFd,
+    scope: Scope,
+    interfaces: BTreeSet<u32>,
+    sockets: Vec<OwnedFd>,
     buffer: Vec<u8>,
 }
 
@@ -61,15 +76,43 @@ impl Packets {
     ///
     /// # Errors
     /// What the system refuses.
-    pub fn open() -> io::Result<Self> {
-        let v4 = socket(libc::ETH_P_IP, &IPV4)?;
-        let v6 = socket(libc::ETH_P_IPV6, &IPV6)?;
-        Ok(Self { v4, v6, buffer: vec![0; MAX_PACKET] })
+    pub fn open(scope: Scope) -> io::Result<Self> {
+        let mut packets = Self {
+            scope,
+            interfaces: BTreeSet::new(),
+            sockets: Vec::new(),
+            buffer: vec![0; MAX_PACKET],
+        };
+        // Shows at once whether it is allowed, also where no interface is up yet.
+        drop(socket(libc::ETH_P_IP, ANY_INTERFACE, &IPV4)?);
+        packets.follow_routes()?;
+        Ok(packets)
+    }
+
+    /// Listens where the default routes lead now; to be called again now and then.
+    ///
+    /// # Errors
+    /// What the system refuses. The sockets are then those before.
+    pub fn follow_routes(&mut self) -> io::Result<()> {
+        let interfaces = match self.scope {
+            Scope::All => BTreeSet::from([ANY_INTERFACE]),
+            Scope::Network => default_interfaces(),
+        };
+        if interfaces == self.interfaces {
+            return Ok(());
+        }
+        let mut sockets = Vec::new();
+        for interface in &interfaces {
+            sockets.push(socket(libc::ETH_P_IP, *interface, &IPV4)?);
+            sockets.push(socket(libc::ETH_P_IPV6, *interface, &IPV6)?);
+        }
+        (self.interfaces, self.sockets) = (interfaces, sockets);
+        Ok(())
     }
 
     /// Hands the UDP payload of every packet that has come to `take`.
     pub fn drain(&mut self, mut take: impl FnMut(&[u8])) {
-        for socket in [&self.v4, &self.v6] {
+        for socket in &self.sockets {
             for _ in 0..MAX_BURST {
                 let Ok((length, _)) =
                     rustix::net::recv(socket, &mut *self.buffer, rustix::net::RecvFlags::DONTWAIT)
@@ -84,6 +127,34 @@ impl Packets {
     }
 }
 
+/// `sll_ifindex` for every interface (packet(7)).
+const ANY_INTERFACE: u32 = 0;
+
+/// Interfaces that a default route of IPv4 or IPv6 uses, loopback never.
+fn default_interfaces() -> BTreeSet<u32> {
+    let v4 = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let v6 = fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
+    let index = |name: &str| {
+        fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).ok()?.trim().parse().ok()
+    };
+    let names = v4.lines().filter_map(default_v4).chain(v6.lines().filter_map(default_v6));
+    names.filter(|name| *name != "lo").filter_map(index).take(MAX_INTERFACES).collect()
+}
+
+/// `Iface Destination ...`, the destination in hex (net/ipv4/fib_trie.c, fib_route_seq_show).
+fn default_v4(line: &str) -> Option<&str> {
+    let mut fields = line.split_whitespace();
+    let name = fields.next()?;
+    (fields.next()? == "00000000").then_some(name)
+}
+
+/// `destination prefix source prefix gateway metric references uses flags device` (net/ipv6/route.c, rt6_info_route).
+fn default_v6(line: &str) -> Option<&str> {
+    let mut fields = line.split_whitespace();
+    let whole = fields.next()?.bytes().all(|digit| digit == b'0') && fields.next()? == "00";
+    whole.then(|| fields.last())?
+}
+
 /// Behind the IP and UDP headers.
 fn payload(packet: &[u8]) -> Option<&[u8]> {
     const UDP_HEADER: usize = 8;
@@ -95,7 +166,11 @@ fn payload(packet: &[u8]) -> Option<&[u8]> {
     packet.get(header + UDP_HEADER..)
 }
 
-fn socket(protocol: libc::c_int, filter: &[libc::sock_filter]) -> io::Result<OwnedFd> {
+fn socket(
+    protocol: libc::c_int,
+    interface: u32,
+    filter: &[libc::sock_filter],
+) -> io::Result<OwnedFd> {
     let network_order = (protocol as u16).to_be();
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // Protocol 0 receives nothing, so that no packet comes before the filter is set.
@@ -124,6 +199,7 @@ fn socket(protocol: libc::c_int, filter: &[libc::sock_filter]) -> io::Result<Own
     let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = network_order;
+    address.sll_ifindex = i32::try_from(interface).map_err(io::Error::other)?;
     // SAFETY: the address is a sockaddr_ll of the size given and outlives the call.
     let bound = unsafe {
         libc::bind(
@@ -138,6 +214,23 @@ fn socket(protocol: libc::c_int, filter: &[libc::sock_filter]) -> io::Result<Own
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn default_routes_name_their_interface() {
+        assert_eq!(
+            default_v4("eth0\t00000000\t0100A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0"),
+            Some("eth0")
+        );
+        assert_eq!(default_v4("eth0\t0000A8C0\t00000000\t0001"), None);
+        assert_eq!(default_v4("Iface\tDestination\tGateway"), None);
+        let zero = "0".repeat(32);
+        let gateway = "fe80000000000000000000000000001";
+        let line =
+            format!("{zero} 00 {zero} 00 {gateway} 00000400 00000001 00000000 00000003     ens5");
+        assert_eq!(default_v6(&line), Some("ens5"));
+        assert_eq!(default_v6(&line.replacen(" 00 ", " 40 ", 1)), None);
+        assert_eq!(default_v6(""), None);
+    }
 
     #[test]
     fn payload_lies_behind_both_headers() {

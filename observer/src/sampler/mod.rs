@@ -30,7 +30,7 @@ use crate::{
     files::Files,
     host::Info,
     identity::{Identities, Process},
-    kernel::{Counters, Kernel, Options, Packets},
+    kernel::{Counters, Kernel, Options, Packets, Scope},
     signal::{
         Now, Output, Readings, Who,
         alloc::{self, Alloc},
@@ -142,7 +142,7 @@ impl Sampler {
         let who = Identities::new(Path::new("/proc"), Path::new("/etc/passwd"), info.boot_unix_ns);
         let page_bytes = rustix::param::page_size() as u64;
         let mut other_programs = Vec::new();
-        let packets = open_packets(config.bool(&config::DNS), &mut other_programs);
+        let packets = open_packets(config.text(&config::DNS), &mut other_programs);
         let kernel = Kernel::open(&options);
         let now = now();
         let map_bytes = kernel.map_bytes();
@@ -328,13 +328,19 @@ fn options(config: &Config, tcp: &tcp::Limits) -> Options {
     }
 }
 
-fn open_packets(wanted: bool, programs: &mut Vec<Program>) -> Option<Packets> {
-    let opened = if wanted { Packets::open().map(Some) } else { Ok(None) };
+fn open_packets(scope: &str, programs: &mut Vec<Program>) -> Option<Packets> {
+    let opened = match scope {
+        "off" => Ok(None),
+        "all" => Packets::open(Scope::All).map(Some),
+        _ => Packets::open(Scope::Network).map(Some),
+    };
     let (verdict, reason, remedy) = match &opened {
         Ok(Some(_)) => (Verdict::Attached, String::new(), ""),
-        Ok(None) => {
-            (Verdict::Impossible, "peers have no names: switched off".to_owned(), "set dns = true")
-        }
+        Ok(None) => (
+            Verdict::Impossible,
+            "peers have no names: switched off".to_owned(),
+            "set dns = \"network\"",
+        ),
         Err(error) => {
             (Verdict::Impossible, format!("peers have no names: {error}"), "grant CAP_NET_RAW")
         }
@@ -342,7 +348,7 @@ fn open_packets(wanted: bool, programs: &mut Vec<Program>) -> Option<Packets> {
     programs.push(Program {
         name: "dns_answers".to_owned(),
         signal: "tcp".to_owned(),
-        hook: "packet socket, UDP from port 53".to_owned(),
+        hook: format!("packet socket ({scope}), UDP from port 53"),
         verdict,
         reason,
         remedy: remedy.to_owned(),

@@ -42,6 +42,9 @@ impl Sampler {
             return;
         }
         self.last.holders_ns = now.ktime_ns;
+        if let Some(Err(error)) = self.packets.as_mut().map(crate::kernel::Packets::follow_routes) {
+            self.last.warn(now, &anyhow::Error::new(error).context("cannot listen for names"));
+        }
         let read = self.kernel.holders(&mut self.rows.holders);
         if let Err(error) = read {
             self.last.warn(now, &error);
