@@ -26,7 +26,7 @@ use rustix::{
     io::{read, write},
 };
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::Notify,
 };
 
@@ -100,6 +100,10 @@ pub fn run(config: &Config, time: Option<Duration>, out: Option<PathBuf>) -> Res
     let server = Server::bind(&lock, config.text(&config::GROUP))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let lines = Lines::start().context("cannot start the thread that prints")?;
+    let stops = {
+        let _context = runtime.enter();
+        [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?]
+    };
     announce(&sampler, config);
     let loop_ = Loop {
         interval: config.duration(&config::INTERVAL),
@@ -110,7 +114,7 @@ pub fn run(config: &Config, time: Option<Duration>, out: Option<PathBuf>) -> Res
         shared: Arc::clone(&shared),
     };
     let sampler = thread::Builder::new().name("sampler".to_owned()).spawn(move || loop_.run())?;
-    runtime.block_on(io(&shared, exporter, &handle, server, time))?;
+    runtime.block_on(io(&shared, exporter, &handle, server, stops, time))?;
     // A name that is being looked up cannot be interrupted.
     runtime.shutdown_background();
     sampler.join().map_err(|_panic| {
@@ -158,10 +162,9 @@ async fn io(
     exporter: Exporter,
     handle: &Handle,
     server: Server,
+    [mut terminate, mut interrupt]: [Signal; 2],
     time: Option<Duration>,
 ) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let names = tokio::spawn(name_addresses(Arc::clone(shared)));
     let slot = shared.slot.clone();
     let serving = tokio::spawn(async move { server.serve(slot).await });

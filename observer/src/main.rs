@@ -1,7 +1,12 @@
 //! The `observer` command: parses, dispatches, prints the error chain.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to its user")]
+#![expect(clippy::print_stderr, reason = "a command talks to its user")]
 
-use std::{io, process::ExitCode, sync::Arc, thread};
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
 
 use anyhow::Result;
 use clap::Parser as _;
@@ -10,11 +15,16 @@ use observer::{
     cli::{self, Cli, Command},
     config::{self, Config, ConfigError, Sources},
     control::{self, ControlError, SOCKET_NAME},
+    export,
     sampler::Sampler,
     symbolize,
     top::{self, Source},
 };
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::filter::LevelFilter;
+
+/// Writes what the log's queue holds when it is dropped.
+static LOG: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 
 fn main() -> ExitCode {
     // Not in the help: the agent calls itself to name addresses.
@@ -25,14 +35,21 @@ fn main() -> ExitCode {
 }
 
 fn exit(result: Result<u8>) -> ExitCode {
+    drop(LOG.lock().unwrap_or_else(PoisonError::into_inner).take());
     match result {
         Ok(code) => ExitCode::from(code),
+        // Who reads has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::from(cli::EXIT_OK),
         Err(error) => {
             eprintln!("observer: {error:#}");
             let usage = error.downcast_ref::<ConfigError>().is_some();
             ExitCode::from(if usage { cli::EXIT_USAGE } else { cli::EXIT_FAILED })
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn dispatch(command: Command) -> Result<u8> {
@@ -63,7 +80,9 @@ fn dispatch(command: Command) -> Result<u8> {
             )?;
             return Ok(check::exit_code(&programs, probes));
         }
-        Command::Config(settings) => print!("{}", load(&settings)?.to_toml()),
+        Command::Config(settings) => {
+            io::stdout().lock().write_all(load(&settings)?.to_toml().as_bytes())?
+        }
     }
     Ok(cli::EXIT_OK)
 }
@@ -71,16 +90,26 @@ fn dispatch(command: Command) -> Result<u8> {
 fn load(settings: &cli::Settings) -> Result<Config> {
     let sources = Sources::of_process(settings.config.as_deref(), &settings.set)?;
     let config = Config::load(&config::all_settings(), &sources)?;
-    let level = config.text(&config::LOG_LEVEL).parse().unwrap_or(LevelFilter::INFO);
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_max_level(level)
-        .with_target(false)
-        .init();
-    for warning in config.warnings() {
+    let ignored = export::check(&config)?;
+    start_log(config.text(&config::LOG_LEVEL).parse().unwrap_or(LevelFilter::INFO));
+    for warning in config.warnings().iter().chain(&ignored) {
         tracing::warn!("{warning}");
     }
     Ok(config)
+}
+
+/// Messages go to standard error through a bounded queue and a thread, so that a stopped terminal stops nothing else; what
+/// finds the queue full is lost.
+fn start_log(level: LevelFilter) {
+    let (writer, guard) = tracing_appender::non_blocking(io::stderr());
+    let colours = io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_writer(writer)
+        .with_max_level(level)
+        .with_ansi(colours)
+        .with_target(false)
+        .init();
+    *LOG.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
 }
 
 /// The running agent, or, if none runs, probes of this process.

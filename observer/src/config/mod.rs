@@ -14,6 +14,7 @@ mod value;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
+pub(crate) use self::print::without_credentials;
 use self::value::Value;
 pub use self::{
     source::{DEFAULT_FILE, File, Sources},
@@ -293,6 +294,16 @@ impl Config {
     /// Where the value of a setting came from.
     pub fn origin(&self, setting: &Setting) -> &Origin {
         self.entry(setting).map_or(&Origin::Default, |entry| &entry.origin)
+    }
+
+    /// A fault of a value that only its reader sees, with the place that the value came from.
+    pub fn problem(&self, setting: &Setting, fault: Fault) -> Problem {
+        let place = match self.origin(setting) {
+            Origin::Default => format!("default of {}", setting.key),
+            Origin::Flag => format!("--set {}", setting.key),
+            origin => format!("{origin}: {}", setting.key),
+        };
+        Problem { place, fault }
     }
 
     /// What was ignored: standard variables with a value that does not fit.

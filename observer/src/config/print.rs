@@ -47,7 +47,7 @@ fn shown(entry: &Entry) -> String {
 }
 
 /// Masks the user information of a URL (RFC 3986 section 3.2.1), which may hold a password.
-fn without_credentials(text: &str) -> String {
+pub(crate) fn without_credentials(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     match authority.rfind('@') {

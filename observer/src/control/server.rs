@@ -204,7 +204,14 @@ async fn exchange(
             let mut ticks = interval(limits.period);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
-                ticks.tick().await;
+                tokio::select! {
+                    _ = ticks.tick() => {}
+                    ready = stream.readable() => match ready.and_then(|()| stream.try_read(&mut [0])) {
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+                        // It has left, or says more than it may.
+                        left => return left.map(drop),
+                    },
+                }
                 send(stream, feed, limits).await?;
             }
         }

@@ -55,7 +55,11 @@ use self::{
     status::{Destination, Losses},
     store::{Lines, Store},
 };
-use crate::{config::Config, snapshot, telemetry::Batch};
+use crate::{
+    config::{Config, ConfigError, Fault, Problem},
+    snapshot,
+    telemetry::Batch,
+};
 
 /// Batches that wait for the IO thread, and as many for the thread of the files. One comes a second.
 pub const INBOX_BATCHES: usize = 16;
@@ -89,6 +93,21 @@ impl OtlpSignal {
             Self::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
         }
     }
+}
+
+/// Checks the section `export` without touching the host: gives what is ignored.
+///
+/// # Errors
+/// Settings that cannot be used, such as an endpoint that is no URL.
+pub fn check(config: &Config) -> Result<Vec<Problem>, ConfigError> {
+    Options::new(config).map(|options| options.warnings)
+}
+
+/// A file that TLS needs is the configuration's fault, also when it was there a minute ago.
+fn unusable_files(error: &anyhow::Error) -> ConfigError {
+    let place = "export.certificate, export.client_certificate, export.client_key".to_owned();
+    let fault = Fault::new(format!("{error:#}"), "name PEM files that the agent may read");
+    Problem { place, fault }.into()
 }
 
 /// Spans, events and points of a batch.
@@ -209,7 +228,7 @@ impl Exporter {
             senders.push(Sender {
                 signal: target.signal,
                 compression: if target.gzip { Gzip::Tried } else { Gzip::Off },
-                transport: Http::new(Arc::new(target))?,
+                transport: Http::new(Arc::new(target)).map_err(|error| unusable_files(&error))?,
                 queue,
                 destination,
                 losses: Arc::clone(&losses),

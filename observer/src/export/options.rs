@@ -2,7 +2,6 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, bail, ensure};
 use hyper::{
     Uri,
     header::{HeaderName, HeaderValue},
@@ -17,7 +16,7 @@ use super::{
         TRACES_EXPORTER,
     },
 };
-use crate::config::{Config, Setting};
+use crate::config::{Config, ConfigError, Fault, Problem, Setting, without_credentials};
 
 /// What the export side needs to know.
 #[derive(Debug, Clone)]
@@ -28,6 +27,8 @@ pub(super) struct Options {
     pub(super) attributes: Vec<(String, String)>,
     pub(super) queue_bytes: usize,
     pub(super) store_bytes: u64,
+    /// What was ignored.
+    pub(super) warnings: Vec<Problem>,
 }
 
 /// Transport of a signal.
@@ -66,11 +67,13 @@ pub(super) struct TlsFiles {
 }
 
 impl Options {
-    /// Reads the configuration; an error names the setting.
-    pub(super) fn new(config: &Config) -> anyhow::Result<Self> {
+    /// Reads the configuration; what cannot be used is told with the place that it came from.
+    pub(super) fn new(config: &Config) -> Result<Self, ConfigError> {
+        let (mut problems, mut warnings) = (Vec::new(), Vec::new());
         // The resource SDK specification: a value that cannot be decoded is discarded as a whole, and said to be.
-        let mut attributes = pairs(config.text(&RESOURCE_ATTRIBUTES)).unwrap_or_else(|error| {
-            tracing::warn!("{} is ignored: {error:#}", named(&RESOURCE_ATTRIBUTES));
+        let mut attributes = pairs(config.text(&RESOURCE_ATTRIBUTES)).unwrap_or_else(|fault| {
+            let fault = Fault::new(format!("is ignored: {}", fault.what), fault.mend);
+            warnings.push(config.problem(&RESOURCE_ATTRIBUTES, fault));
             Vec::new()
         });
         let service_name = config.text(&SERVICE_NAME);
@@ -79,38 +82,49 @@ impl Options {
             attributes.push(("service.name".into(), service_name.into()));
         }
         let bytes: usize = attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
-        ensure!(
-            bytes <= MAX_USER_BYTES,
-            "{}: more than {MAX_USER_BYTES} bytes",
-            named(&RESOURCE_ATTRIBUTES)
-        );
+        if bytes > MAX_USER_BYTES {
+            let fault =
+                Fault::new(format!("has {bytes} bytes"), format!("write at most {MAX_USER_BYTES}"));
+            problems.push(config.problem(&RESOURCE_ATTRIBUTES, fault));
+        }
+        let targets = targets(config, &mut problems);
+        if !problems.is_empty() {
+            return Err(ConfigError { problems });
+        }
         Ok(Self {
-            targets: targets(config)?,
+            targets,
             attributes,
             queue_bytes: usize::try_from(config.bytes(&QUEUE_SIZE)).unwrap_or(usize::MAX),
             store_bytes: config.bytes(&STORE_SIZE),
+            warnings,
         })
     }
 }
 
-fn targets(config: &Config) -> anyhow::Result<Vec<Target>> {
+fn targets(config: &Config, problems: &mut Vec<Problem>) -> Vec<Target> {
     let mut targets = Vec::new();
     if config.bool(&DISABLED) {
-        return Ok(targets);
+        return targets;
     }
     for (signal, own, exporter) in [
         (OtlpSignal::Traces, &TRACES, &TRACES_EXPORTER),
         (OtlpSignal::Metrics, &METRICS, &METRICS_EXPORTER),
         (OtlpSignal::Logs, &LOGS, &LOGS_EXPORTER),
     ] {
-        if config.text(exporter) != NONE {
-            targets.extend(target(config, signal, own)?);
+        if config.text(exporter) == NONE {
+            continue;
+        }
+        match target(config, signal, own) {
+            Ok(target) => targets.extend(target),
+            // Three signals may share a setting; its fault is told once.
+            Err(problem) if problems.contains(&problem) => {}
+            Err(problem) => problems.push(problem),
         }
     }
-    Ok(targets)
+    targets
 }
 
-fn target(config: &Config, signal: OtlpSignal, own: &Otlp) -> anyhow::Result<Option<Target>> {
+fn target(config: &Config, signal: OtlpSignal, own: &Otlp) -> Result<Option<Target>, Problem> {
     // The signal's own setting, else the common one.
     let pick = |pick: fn(&Otlp) -> &Setting| {
         let (own, common) = (pick(own), pick(&COMMON));
@@ -122,6 +136,7 @@ fn target(config: &Config, signal: OtlpSignal, own: &Otlp) -> anyhow::Result<Opt
     let file = |get: fn(&Otlp) -> &Setting| {
         Some(pick(get).0).filter(|path| !path.is_empty()).map(PathBuf::from)
     };
+    let problem = |setting: Setting| move |fault| config.problem(&setting, fault);
     let (endpoint, endpoint_setting) = pick(|otlp| &otlp.endpoint);
     if endpoint.is_empty() {
         return Ok(None);
@@ -134,19 +149,25 @@ fn target(config: &Config, signal: OtlpSignal, own: &Otlp) -> anyhow::Result<Opt
         _ => config.bool(&COMMON.insecure),
     };
     let is_base = endpoint_setting.key == COMMON.endpoint.key;
-    let uri = uri(endpoint, signal, protocol, is_base, insecure)
-        .with_context(|| named(&endpoint_setting))?;
+    let uri =
+        uri(endpoint, signal, protocol, is_base, insecure).map_err(problem(endpoint_setting))?;
     let (headers, headers_setting) = pick(|otlp| &otlp.headers);
-    let headers = headers_of(headers).with_context(|| named(&headers_setting))?;
+    let headers = headers_of(headers).map_err(problem(headers_setting))?;
     let timeout = config.duration(&own.timeout);
     let client = match (file(|otlp| &otlp.client_certificate), file(|otlp| &otlp.client_key)) {
         (Some(certificate), Some(key)) => Some((certificate, key)),
         (None, None) => None,
-        _ => bail!(
-            "{} and {} go together: set both or none",
-            COMMON.client_certificate.key,
-            COMMON.client_key.key
-        ),
+        (certificate, _) => {
+            let (certificate_setting, key_setting) =
+                (pick(|otlp| &otlp.client_certificate).1, pick(|otlp| &otlp.client_key).1);
+            let (set, missing) = if certificate.is_some() {
+                (certificate_setting, key_setting)
+            } else {
+                (key_setting, certificate_setting)
+            };
+            let fault = Fault::new("is of no use alone", format!("set {} as well", missing.key));
+            return Err(problem(set)(fault));
+        }
     };
     Ok(Some(Target {
         signal,
@@ -159,13 +180,6 @@ fn target(config: &Config, signal: OtlpSignal, own: &Otlp) -> anyhow::Result<Opt
     }))
 }
 
-fn named(setting: &Setting) -> String {
-    match setting.otel.first() {
-        Some(variable) => format!("setting {} ({variable})", setting.key),
-        None => format!("setting {}", setting.key),
-    }
-}
-
 /// Address to which requests of a signal are posted.
 fn uri(
     endpoint: &str,
@@ -173,38 +187,41 @@ fn uri(
     protocol: Protocol,
     is_base: bool,
     insecure: bool,
-) -> anyhow::Result<Uri> {
+) -> Result<Uri, Fault> {
     let example = match protocol {
         Protocol::Http => "http://collector:4318",
         Protocol::Grpc => "http://collector:4317",
     };
+    let fault = |what: String| Fault::new(what, format!("write it like {example}"));
+    let no_url = || fault(format!("`{}` is not a URL", without_credentials(endpoint)));
     let full = match (endpoint.contains("://"), protocol, insecure) {
         (true, ..) => endpoint.to_owned(),
         (false, Protocol::Grpc, true) => format!("http://{endpoint}"),
         (false, Protocol::Grpc, false) => format!("https://{endpoint}"),
-        (false, Protocol::Http, _) => bail!("`{endpoint}` has no scheme; write it like {example}"),
+        (false, Protocol::Http, _) => return Err(fault(format!("`{endpoint}` has no scheme"))),
     };
-    let parsed: Uri = full
-        .parse()
-        .with_context(|| format!("`{endpoint}` is not a URL; write it like {example}"))?;
+    let parsed: Uri = full.parse().map_err(|_why| no_url())?;
     let (Some(scheme), Some(authority)) = (parsed.scheme_str(), parsed.authority()) else {
-        bail!("`{endpoint}` is not a URL; write it like {example}");
+        return Err(no_url());
     };
-    ensure!(
-        matches!(scheme, "http" | "https"),
-        "`{scheme}` cannot be spoken; write http:// or https://, like {example}"
-    );
-    ensure!(
-        !authority.as_str().contains('@'),
-        "credentials do not belong in the URL, where they would be shown: put them into {}",
-        COMMON.headers.key
-    );
-    ensure!(!authority.host().is_empty(), "no host in `{endpoint}`; write it like {example}");
+    if !matches!(scheme, "http" | "https") {
+        let what = format!("`{scheme}` cannot be spoken");
+        return Err(Fault::new(what, format!("write http:// or https://, like {example}")));
+    }
+    if authority.as_str().contains('@') {
+        return Err(Fault::new(
+            "credentials do not belong in the URL, where they would be shown",
+            format!("put them into {}", COMMON.headers.key),
+        ));
+    }
+    if authority.host().is_empty() {
+        return Err(fault(format!("no host in `{endpoint}`")));
+    }
     // http::Uri takes ports that do not exist.
-    ensure!(
-        authority.as_str() == authority.host() || authority.port_u16().is_some(),
-        "no port of `{endpoint}` can be reached: write a number up to 65535, like {example}"
-    );
+    if authority.as_str() != authority.host() && authority.port_u16().is_none() {
+        let what = format!("no port of `{endpoint}` can be reached");
+        return Err(Fault::new(what, format!("write a number up to 65535, like {example}")));
+    }
     let path = match protocol {
         Protocol::Grpc => signal.grpc_path().to_owned(),
         Protocol::Http if is_base => {
@@ -217,19 +234,21 @@ fn uri(
         .authority(authority.as_str())
         .path_and_query(path)
         .build()
-        .with_context(|| format!("`{endpoint}` is not a URL; write it like {example}"))
+        .map_err(|_why| no_url())
 }
 
-fn headers_of(text: &str) -> anyhow::Result<Vec<(HeaderName, HeaderValue)>> {
+fn headers_of(text: &str) -> Result<Vec<(HeaderName, HeaderValue)>, Fault> {
     let mut headers = Vec::new();
     // Errors name the header, never its value.
     for (name, value) in pairs(text)? {
-        let header: HeaderName = name
-            .to_ascii_lowercase()
-            .parse()
-            .with_context(|| format!("`{name}` cannot be the name of a header"))?;
-        let mut value = HeaderValue::from_str(&value)
-            .with_context(|| format!("the value of `{name}` cannot be sent"))?;
+        let header: HeaderName = name.to_ascii_lowercase().parse().map_err(|_why| {
+            let mend = "write letters, digits and `-` before the `=`";
+            Fault::new(format!("`{name}` cannot be the name of a header"), mend)
+        })?;
+        let mut value = HeaderValue::from_str(&value).map_err(|_why| {
+            let mend = "write it without line breaks and other control characters";
+            Fault::new(format!("the value of `{name}` cannot be sent"), mend)
+        })?;
         value.set_sensitive(true);
         headers.push((header, value));
     }
@@ -237,22 +256,25 @@ fn headers_of(text: &str) -> anyhow::Result<Vec<(HeaderName, HeaderValue)>> {
 }
 
 /// `key=value,key=value`, percent-encoded as in W3C Baggage.
-fn pairs(text: &str) -> anyhow::Result<Vec<(String, String)>> {
+fn pairs(text: &str) -> Result<Vec<(String, String)>, Fault> {
+    const FORM: &str = "write key=value,key=value";
     let mut pairs = Vec::new();
     for (n, pair) in text.split(',').map(str::trim).enumerate().filter(|(_, pair)| !pair.is_empty())
     {
-        let Some((key, value)) = pair.split_once('=') else {
-            bail!("entry {} has no `=`; write key=value,key=value", n + 1);
-        };
-        let key = percent_decoded(key.trim()).with_context(|| format!("key of entry {}", n + 1))?;
-        ensure!(!key.is_empty(), "entry {} has no key; write key=value,key=value", n + 1);
-        let value = percent_decoded(value.trim()).with_context(|| format!("value of `{key}`"))?;
+        let of = |what: &str| format!("entry {} has no {what}", n + 1);
+        let (key, value) = pair.split_once('=').ok_or_else(|| Fault::new(of("`=`"), FORM))?;
+        let key = percent_decoded(key.trim(), || format!("the key of entry {}", n + 1))?;
+        if key.is_empty() {
+            return Err(Fault::new(of("key"), FORM));
+        }
+        let value = percent_decoded(value.trim(), || format!("the value of `{key}`"))?;
         pairs.push((key, value));
     }
     Ok(pairs)
 }
 
-fn percent_decoded(text: &str) -> anyhow::Result<String> {
+/// `whose` says what the text is, for errors: it may be a secret and is not repeated.
+fn percent_decoded(text: &str, whose: impl Fn() -> String) -> Result<String, Fault> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, after @ ..] = rest {
@@ -264,13 +286,18 @@ fn percent_decoded(text: &str) -> anyhow::Result<String> {
         let hex = rest.get(..2).and_then(|hex| str::from_utf8(hex).ok());
         let byte = hex
             .filter(|hex| !hex.starts_with('+'))
-            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        bytes.push(byte.context(
-            "`%` is not followed by two hexadecimal digits; write %25 for a percent sign",
-        )?);
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok())
+            .ok_or_else(|| {
+                let what = format!("{}: `%` is not followed by two hexadecimal digits", whose());
+                Fault::new(what, "write %25 for a percent sign")
+            })?;
+        bytes.push(byte);
         rest = &rest[2..];
     }
-    String::from_utf8(bytes).context("not UTF-8 after percent-decoding")
+    String::from_utf8(bytes).map_err(|_why| {
+        let what = format!("{} is not UTF-8 after percent-decoding", whose());
+        Fault::new(what, "encode it as UTF-8")
+    })
 }
 
 #[cfg(test)]
@@ -283,7 +310,7 @@ mod tests {
         let check = |text: &str, want: &str| {
             let got = match pairs(text) {
                 Ok(pairs) => format!("{pairs:?}"),
-                Err(error) => format!("{error:#}"),
+                Err(fault) => fault.to_string(),
             };
             assert!(got.contains(want), "{text}: {got}");
         };
@@ -303,7 +330,7 @@ mod tests {
         let check = |endpoint: &str, protocol, is_base, insecure, want: &str| {
             let got = match uri(endpoint, OtlpSignal::Traces, protocol, is_base, insecure) {
                 Ok(uri) => uri.to_string(),
-                Err(error) => format!("{error:#}"),
+                Err(fault) => fault.to_string(),
             };
             assert!(got.contains(want), "{endpoint}: {got}");
         };
@@ -335,7 +362,7 @@ mod tests {
         check("http://c:99999", Protocol::Http, true, false, "a number up to 65535");
     }
 
-    fn options(env: &[(&str, &str)]) -> anyhow::Result<Options> {
+    fn options(env: &[(&str, &str)]) -> Result<Options, ConfigError> {
         let env =
             env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let sources = Sources { env, ..Sources::default() };
@@ -396,25 +423,37 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused_with_the_name_of_its_setting() {
         let check = |env: &[(&str, &str)], want: &str| {
-            let error = format!("{:#}", options(env).unwrap_err());
-            assert!(error.contains(want), "{error}");
+            let error = options(env).unwrap_err().to_string();
+            assert!(error.starts_with(want) && error.contains("; "), "{error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
         };
         let base = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318");
         check(
             &[("OTEL_EXPORTER_OTLP_ENDPOINT", "c:4318")],
-            "setting export.endpoint (OTEL_EXPORTER_OTLP_ENDPOINT): ",
+            "environment OTEL_EXPORTER_OTLP_ENDPOINT: export.endpoint: `c:4318` has no scheme",
         );
-        check(&[base, ("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "x")], "setting export.logs_headers");
-        check(&[base, ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/k.pem")], "go together");
+        check(
+            &[base, ("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "x")],
+            "environment OTEL_EXPORTER_OTLP_LOGS_HEADERS: export.logs_headers: entry 1",
+        );
+        check(
+            &[base, ("OBSERVER_EXPORT_CLIENT_KEY", "/k.pem")],
+            "environment OBSERVER_EXPORT_CLIENT_KEY: export.client_key: is of no use alone; set export.client_certificate",
+        );
         let long = format!("a={}", "x".repeat(MAX_USER_BYTES));
-        check(&[("OTEL_RESOURCE_ATTRIBUTES", &long)], "setting export.resource_attributes");
+        check(
+            &[("OTEL_RESOURCE_ATTRIBUTES", &long)],
+            "environment OTEL_RESOURCE_ATTRIBUTES: export.resource_attributes: has",
+        );
     }
 
     #[test]
     fn attributes_that_cannot_be_read_are_discarded_as_a_whole_and_the_service_name_wins() {
         let check = |attributes: &str, name: &str, want: &[(&str, &str)]| {
             let env = [("OTEL_RESOURCE_ATTRIBUTES", attributes), ("OTEL_SERVICE_NAME", name)];
-            let got = options(&env).unwrap().attributes;
+            let options = options(&env).unwrap();
+            assert_eq!(options.warnings.is_empty(), !want.is_empty(), "{:?}", options.warnings);
+            let got = options.attributes;
             let got: Vec<_> =
                 got.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
             assert_eq!(got, want);
@@ -422,6 +461,7 @@ mod tests {
         check("a=1,service.name=x", "", &[("a", "1"), ("service.name", "x")]);
         check("a=1,service.name=x", "y", &[("a", "1"), ("service.name", "y")]);
         check("a=1,b", "", &[]);
+        check("", "y", &[("service.name", "y")]);
     }
 
     #[test]
@@ -429,7 +469,7 @@ mod tests {
         let check = |text: &str, want: &str| {
             let got = match headers_of(text) {
                 Ok(headers) => format!("{headers:?}"),
-                Err(error) => format!("{error:#}"),
+                Err(fault) => fault.to_string(),
             };
             assert!(got.contains(want), "{text}: {got}");
             assert!(!got.contains("s3cret"), "{got}");

@@ -101,6 +101,7 @@ impl Setup {
             attributes: Vec::new(),
             queue_bytes: 8 * 1024 * 1024,
             store_bytes: 16 * 1024 * 1024,
+            warnings: Vec::new(),
         };
         let host = HostResource { name: "db-1".into(), ..HostResource::default() };
         let out = Some(directory.path().join("out.jsonl"));
