@@ -20,8 +20,11 @@ use observer::{
     symbolize,
     top::{self, Source},
 };
-use tracing_appender::non_blocking::WorkerGuard;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::LevelFilter;
+
+/// Messages that wait for standard error. The queue's memory is taken at once.
+const MAX_LOG_LINES: usize = 1024;
 
 /// Writes what the log's queue holds when it is dropped.
 static LOG: Mutex<Option<WorkerGuard>> = Mutex::new(None);
@@ -101,7 +104,8 @@ fn load(settings: &cli::Settings) -> Result<Config> {
 /// Messages go to standard error through a bounded queue and a thread, so that a stopped terminal stops nothing else; what
 /// finds the queue full is lost.
 fn start_log(level: LevelFilter) {
-    let (writer, guard) = tracing_appender::non_blocking(io::stderr());
+    let queue = NonBlockingBuilder::default().buffered_lines_limit(MAX_LOG_LINES);
+    let (writer, guard) = queue.finish(io::stderr());
     let colours = io::stderr().is_terminal();
     tracing_subscriber::fmt()
         .with_writer(writer)

@@ -22,9 +22,6 @@ use crate::{
 /// Time for what an agent does once, at its start.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// Length of the kernel's unit in `/proc/PID/stat` (`USER_HZ` is 100 on every Linux that we know).
-const TICK: Duration = Duration::from_millis(10);
-
 /// Measures one after the other, and prints the table.
 pub(super) fn agent(seconds: u64, subjects: &[Subject]) -> Result<()> {
     let rows = subjects.iter().map(|subject| row(*subject, seconds)).collect::<Result<Vec<_>>>()?;
@@ -56,17 +53,22 @@ fn row(subject: Subject, seconds: u64) -> Result<Vec<String>> {
     ])
 }
 
-/// User and system time of all threads, also of those that ended.
+/// Time on a CPU of all threads. `/proc/PID/stat` would not do: it is sampled by the timer tick, with which an agent that
+/// wakes by a timer is in step.
 fn cpu(pid: u32) -> Result<Duration> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the agent has ended")?;
-    let ticks = ticks(&stat).context("/proc/PID/stat is malformed")?;
-    Ok(TICK * ticks)
+    let mut nanos = 0;
+    for entry in fs::read_dir(format!("/proc/{pid}/task")).context("the agent has ended")? {
+        let path = entry?.path().join("schedstat");
+        // A thread may end in between.
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        nanos += on_cpu_ns(&text).unwrap_or_default();
+    }
+    Ok(Duration::from_nanos(nanos))
 }
 
-/// Fields 14 and 15 of proc_pid_stat(5). The name in parentheses may hold spaces.
-fn ticks(stat: &str) -> Option<u32> {
-    let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    Some(fields.get(11)?.parse::<u32>().ok()? + fields.get(12)?.parse::<u32>().ok()?)
+/// The first field (Documentation/scheduler/sched-stats.rst).
+fn on_cpu_ns(schedstat: &str) -> Option<u64> {
+    schedstat.split_whitespace().next()?.parse().ok()
 }
 
 fn size(status: &str, name: &str) -> u64 {
@@ -103,10 +105,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ticks_are_found_behind_any_name() {
-        let stat = "7 (a) b) S 1 7 7 0 -1 4194304 1 0 0 0 30 12 0 0 20 0 1 0 5 6 7\n";
-        assert_eq!(ticks(stat), Some(42));
-        assert_eq!(ticks("nonsense"), None);
+    fn time_on_a_cpu_is_the_first_field() {
+        assert_eq!(on_cpu_ns("42 7 3\n"), Some(42));
+        assert_eq!(on_cpu_ns(""), None);
     }
 
     #[test]
