@@ -9,6 +9,7 @@
 //! Everything that can wake the sampler is in [`Wake`].
 
 use std::{
+    io::{self, Write as _},
     os::fd::{AsFd as _, OwnedFd},
     path::PathBuf,
     sync::{
@@ -135,10 +136,7 @@ fn refuse_without_privileges(sampler: &Sampler) -> Result<()> {
     )
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "the line that tools wait for, and what the user must know at the start"
-)]
+/// The line that tools wait for, and what the user must know at the start.
 fn announce(sampler: &Sampler, config: &Config) {
     let programs = sampler.programs();
     let blind: Vec<_> = programs
@@ -148,12 +146,15 @@ fn announce(sampler: &Sampler, config: &Config) {
     for row in &blind {
         tracing::warn!("{} ({}): {}; {}", row.name, row.hook, row.reason, row.remedy);
     }
-    eprintln!(
+    // Nobody may read it: `eprintln!` would panic.
+    writeln!(
+        io::stderr(),
         "observer: ready, {} of {} probes run; what is seen is kept in {}",
         programs.len() - blind.iter().filter(|row| row.verdict == Verdict::Impossible).count(),
         programs.len(),
         config.store_dir().join("store").display()
-    );
+    )
+    .ok();
 }
 
 /// The IO thread: everything that may wait.
@@ -278,7 +279,8 @@ impl Loop {
         let batch = Arc::new(self.sampler.take_batch(points));
         self.lines.offer(Arc::clone(&batch));
         self.offer(batch);
-        let snapshot = self.sampler.snapshot(self.handle.status(), self.handle.losses());
+        let losses = [self.handle.losses(), vec![self.lines.loss()]].concat();
+        let snapshot = self.sampler.snapshot(self.handle.status(), losses);
         self.shared.slot.publish(Arc::new(snapshot));
         if let Some(request) = self.sampler.name_request() {
             drop(self.shared.requests.force_push(request));

@@ -2,14 +2,20 @@
 
 use std::{
     io::{self, Write as _},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
     thread::{self, Thread},
 };
 
 use crossbeam_queue::ArrayQueue;
 use jiff::{Timestamp, tz::TimeZone};
 
-use crate::telemetry::{Attr, Batch, Event, Span, Subject, Value};
+use crate::{
+    snapshot::Loss,
+    telemetry::{Attr, Batch, Event, Span, Subject, Value},
+};
 
 /// Batches that wait for a slow terminal; the oldest goes first and is counted.
 const MAX_WAITING: usize = 16;
@@ -19,8 +25,17 @@ const MAX_LINES: usize = 40;
 /// Writes lines on its own thread, so that a stopped terminal stops nothing else.
 #[derive(Debug, Clone)]
 pub struct Lines {
-    waiting: Arc<ArrayQueue<Arc<Batch>>>,
+    shared: Arc<Shared>,
     thread: Thread,
+}
+
+#[derive(Debug)]
+struct Shared {
+    waiting: ArrayQueue<Arc<Batch>>,
+    /// Nobody reads any more.
+    closed: AtomicBool,
+    /// Lines that were not shown because the terminal was too slow.
+    lost: AtomicU64,
 }
 
 impl Lines {
@@ -29,30 +44,46 @@ impl Lines {
     /// # Errors
     /// If the system refuses a thread.
     pub fn start() -> io::Result<Self> {
-        let waiting = Arc::new(ArrayQueue::<Arc<Batch>>::new(MAX_WAITING));
-        let queue = Arc::clone(&waiting);
+        let shared = Arc::new(Shared {
+            waiting: ArrayQueue::new(MAX_WAITING),
+            closed: AtomicBool::new(false),
+            lost: AtomicU64::new(0),
+        });
+        let of_thread = Arc::clone(&shared);
         let handle = thread::Builder::new().name("lines".to_owned()).spawn(move || {
             loop {
-                while let Some(batch) = queue.pop() {
-                    // Nobody reads any more: what is seen is still stored and exported.
+                while let Some(batch) = of_thread.waiting.pop() {
+                    // What is seen is still stored and exported.
                     if write(&batch).is_err() {
+                        of_thread.closed.store(true, Relaxed);
                         return;
                     }
                 }
                 thread::park();
             }
         })?;
-        Ok(Self { waiting, thread: handle.thread().clone() })
+        Ok(Self { shared, thread: handle.thread().clone() })
     }
 
     /// Shows a batch.
     pub fn offer(&self, batch: Arc<Batch>) {
-        if batch.spans.is_empty() && batch.events.is_empty() {
+        if lines(&batch) == 0 || self.shared.closed.load(Relaxed) {
             return;
         }
-        drop(self.waiting.force_push(batch));
+        if let Some(oldest) = self.shared.waiting.force_push(batch) {
+            self.shared.lost.fetch_add(lines(&oldest), Relaxed);
+        }
         self.thread.unpark();
     }
+
+    /// Lines that a slow terminal did not take.
+    pub fn loss(&self) -> Loss {
+        Loss { stage: "screen.lines".to_owned(), count: self.shared.lost.load(Relaxed) }
+    }
+}
+
+fn lines(batch: &Batch) -> u64 {
+    (batch.spans.len() + batch.events.len()) as u64
 }
 
 fn write(batch: &Batch) -> io::Result<()> {

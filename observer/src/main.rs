@@ -1,5 +1,4 @@
 //! The `observer` command: parses, dispatches, prints the error chain.
-#![expect(clippy::print_stderr, reason = "a command talks to its user")]
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
@@ -44,7 +43,8 @@ fn exit(result: Result<u8>) -> ExitCode {
         // Who reads has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::from(cli::EXIT_OK),
         Err(error) => {
-            eprintln!("observer: {error:#}");
+            // Nobody may read any more: `eprintln!` would panic.
+            writeln!(io::stderr(), "observer: {error:#}").ok();
             let usage = error.downcast_ref::<ConfigError>().is_some();
             ExitCode::from(if usage { cli::EXIT_USAGE } else { cli::EXIT_FAILED })
         }
@@ -63,7 +63,7 @@ fn dispatch(command: Command) -> Result<u8> {
         }
         Command::Top(command) => {
             let config = load(&command.settings)?;
-            let source = source(&config)?;
+            let source = source(&config, command.once)?;
             if command.once {
                 top::once(source, command.json, &mut io::stdout().lock())?;
             } else {
@@ -117,8 +117,9 @@ fn start_log(level: LevelFilter) {
 }
 
 /// The running agent, or, if none runs, probes of this process.
-fn source(config: &Config) -> Result<Source> {
-    match control::connect(&config.run_dir().join(SOCKET_NAME)) {
+fn source(config: &Config, once: bool) -> Result<Source> {
+    let connect = if once { control::connect_once } else { control::connect };
+    match connect(&config.run_dir().join(SOCKET_NAME)) {
         Ok(client) => Ok(Source::Agent(client)),
         Err(ControlError::NotRunning { .. }) => {
             let mut sampler = Sampler::new(config)?;

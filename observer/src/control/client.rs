@@ -33,12 +33,20 @@ pub fn connect(path: &Path) -> Result<Client, ControlError> {
     request(path, WATCH)
 }
 
+/// Connects to the agent for one snapshot: the second [`Client::next`] finds the connection closed.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_once(path: &Path) -> Result<Client, ControlError> {
+    request(path, SNAPSHOT)
+}
+
 /// Asks the agent for one snapshot.
 ///
 /// # Errors
 /// As [`connect`] and [`Client::next`].
 pub fn snapshot(path: &Path) -> Result<Snapshot, ControlError> {
-    request(path, SNAPSHOT)?.next()
+    connect_once(path)?.next()
 }
 
 fn request(path: &Path, line: &str) -> Result<Client, ControlError> {

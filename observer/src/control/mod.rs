@@ -15,7 +15,7 @@ mod tests;
 use std::{io, path::PathBuf};
 
 pub use self::{
-    client::{Client, connect, snapshot},
+    client::{Client, connect, connect_once, snapshot},
     lock::Lock,
     server::Server,
     slot::Slot,

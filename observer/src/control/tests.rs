@@ -144,6 +144,23 @@ fn a_client_that_never_reads_is_dropped() {
 }
 
 #[test]
+fn a_watcher_that_leaves_frees_its_place() {
+    // Between two snapshots, when nothing is written to it.
+    let agent = agent(ours(), Limits { clients: 1, period: DEADLINE * 10, ..limits() });
+    agent.slot.publish(numbered(1, 0));
+    let mut client = connect(&agent.path).unwrap();
+    client.next().unwrap();
+    assert!(matches!(snapshot(&agent.path), Err(ControlError::Refused(_))));
+    drop(client);
+    let begin = Instant::now();
+    while let Err(error) = snapshot(&agent.path) {
+        assert!(matches!(error, ControlError::Refused(_) | ControlError::Closed), "{error}");
+        assert!(begin.elapsed() < DEADLINE, "it keeps its place");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn the_socket_is_closed_to_others() {
     let agent = agent(ours(), limits());
     assert_eq!(std::fs::metadata(&agent.path).unwrap().permissions().mode() & 0o777, 0o600);

@@ -24,7 +24,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Where snapshots come from.
 pub enum Source {
-    /// A running agent ([`control::connect`]).
+    /// A running agent ([`control::connect`], or [`control::connect_once`] for [`super::once`]).
     Agent(Client),
     /// Probes in this process.
     Own(Own),
