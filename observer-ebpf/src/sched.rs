@@ -10,7 +10,7 @@
 //! look-ups and no clock.
 //! Misses: a loop that polls without ever sleeping looks like one long turn until the epoll probe tells; loops on
 //! io_uring or poll(2); a kernel without CONFIG_SCHED_INFO or CONFIG_FAIR_GROUP_SCHED.
-//! Cost: see docs/measurements.md.
+//! Cost: 33 ns a switch of tasks that are not watched, where an empty program takes 28 (docs/measurements.md).
 
 use aya_ebpf::{
     bindings::task_struct,

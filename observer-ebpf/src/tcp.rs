@@ -9,7 +9,8 @@
 //! made in softirq: its owner is whoever holds the socket's file at the next reading, or who closes it before that.
 //! Misses: connections of other network namespaces than the agent's are seen when they open and close, not in between;
 //! a connection that is inherited keeps its first owner.
-//! Cost: two array look-ups for a connection that is not watched; none while data flows. See docs/measurements.md.
+//! Cost: 58 ns a change of state of a watched connection, where an empty program takes 28; none while data flows
+//! (docs/measurements.md).
 
 use aya_ebpf::{
     helpers::{bpf_jiffies64, bpf_skc_to_tcp_sock, bpf_sock_from_file},

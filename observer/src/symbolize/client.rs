@@ -1,6 +1,7 @@
 //! The agent's side: starts the child, hands it the request, waits for the answer until a deadline.
 
 use std::{
+    io::ErrorKind,
     path::PathBuf,
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -105,9 +106,12 @@ async fn converse(child: &mut Child, request: &Request) -> std::io::Result<(Vec<
         let written = input.write_all(&serde_json::to_vec(request)?).await;
         drop(input);
         output.take(MAX_MESSAGE).read_to_end(&mut answer).await?;
-        // A child that answers without reading all has answered.
-        if answer.is_empty() {
-            written?;
+        // How a child ended that did not read all says more than that its pipe is broken, and it may have answered.
+        match written {
+            Err(error) if answer.is_empty() && error.kind() != ErrorKind::BrokenPipe => {
+                return Err(error);
+            }
+            _ => {}
         }
     }
     Ok((answer, child.wait().await?))
