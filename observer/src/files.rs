@@ -20,8 +20,6 @@ pub struct Read {
     pub vmstat: Vmstat,
     /// /proc/stat.
     pub times: Times,
-    /// CPUs online.
-    pub cpus: u64,
     /// /proc/pressure.
     pub pressure: Vec<PressureReading>,
     /// The agent itself.
@@ -91,8 +89,8 @@ impl Files {
             usage: self.usage.as_mut().and_then(|file| file.read().ok()).unwrap_or_default(),
             ..Read::default()
         };
-        if let Some(Ok((times, cpus))) = self.stat.as_mut().map(StatFile::read) {
-            (read.times, read.cpus) = (times, cpus.len() as u64);
+        if let Some(Ok((times, _cpus))) = self.stat.as_mut().map(StatFile::read) {
+            read.times = times;
         }
         for (resource, file) in &mut self.pressure {
             let Ok(stall) = file.read() else { continue };

@@ -16,6 +16,7 @@ use observer::{
     control::{self, ControlError, SOCKET_NAME},
     export,
     sampler::Sampler,
+    signal::tcp,
     symbolize,
     top::{self, Source},
 };
@@ -94,6 +95,7 @@ fn load(settings: &cli::Settings) -> Result<Config> {
     let sources = Sources::of_process(settings.config.as_deref(), &settings.set)?;
     let config = Config::load(&config::all_settings(), &sources)?;
     let ignored = export::check(&config)?;
+    tcp::Limits::new(&config)?;
     start_log(config.text(&config::LOG_LEVEL).parse().unwrap_or(LevelFilter::INFO));
     for warning in config.warnings().iter().chain(&ignored) {
         tracing::warn!("{warning}");

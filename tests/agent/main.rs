@@ -70,6 +70,7 @@ fn bad_environment_is_refused_with_its_name() {
     for (name, value) in [
         ("OBSERVER_TCP_PORTS", "6400,x"),
         ("OBSERVER_TCP_PORTS", "0"),
+        ("OBSERVER_TCP_SYSTEMS", "postgresql"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "nonsense"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://127.0.0.1"),
     ] {

@@ -247,7 +247,6 @@ impl Sampler {
             elapsed_ns,
             page_bytes: self.page_bytes,
             hz: self.hz,
-            cpus: read.cpus,
             counters: self.counters,
             tasks: &self.rows.tasks,
             sockets: &self.rows.sockets,

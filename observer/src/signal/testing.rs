@@ -40,7 +40,6 @@ pub(crate) fn quiet<'a>(now: Now) -> Readings<'a> {
         elapsed_ns: SECOND,
         page_bytes: 4096,
         hz: 250,
-        cpus: 2,
         counters: Counters::default(),
         tasks: &[],
         sockets: &[],

@@ -68,8 +68,6 @@ pub struct Readings<'a> {
     pub page_bytes: u64,
     /// Ticks a second of the kernel's jiffies.
     pub hz: u64,
-    /// CPUs online.
-    pub cpus: u64,
     /// Counters since the agent started.
     pub counters: Counters,
     /// Every process, and watched or blocked threads.

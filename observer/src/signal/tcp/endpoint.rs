@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use anyhow::{Context as _, Result};
+use crate::config::Fault;
 
 /// Ports that databases and caches are known for, and their `db.system.name` (OpenTelemetry database conventions).
 const KNOWN: &[(u16, &str)] = &[
@@ -50,7 +50,7 @@ impl Naming {
     ///
     /// # Errors
     /// If an entry of `systems` has another form.
-    pub fn new(ports: &[u16], systems: &[String]) -> Result<Self> {
+    pub fn new(ports: &[u16], systems: &[String]) -> Result<Self, Fault> {
         let mut naming = Self::default();
         naming.ports.extend(ports.iter().map(|port| (*port, String::new())));
         naming.ports.extend(KNOWN.iter().map(|(port, system)| (*port, (*system).to_owned())));
@@ -58,9 +58,10 @@ impl Naming {
             let parsed = entry
                 .split_once('=')
                 .and_then(|(port, system)| Some((port.trim().parse().ok()?, system.trim())));
-            let (port, system) = parsed.with_context(|| {
-                format!("tcp.systems: {entry:?} is not PORT=SYSTEM, such as 6432=postgresql")
-            })?;
+            let Some((port @ 1.., system)) = parsed else {
+                let what = format!("{entry:?} is not PORT=SYSTEM");
+                return Err(Fault::new(what, "write such as 6432=postgresql"));
+            };
             naming.ports.insert(port, system.to_owned());
         }
         Ok(naming)
@@ -124,8 +125,10 @@ mod tests {
 
     #[test]
     fn a_malformed_system_says_how_to_write_it() {
-        let error = Naming::new(&[], &["postgresql".to_owned()]).unwrap_err().to_string();
-        assert!(error.contains("\"postgresql\" is not PORT=SYSTEM"), "{error}");
+        for entry in ["postgresql", "0=redis", "70000=redis", "=redis"] {
+            let error = Naming::new(&[], &[entry.to_owned()]).unwrap_err().to_string();
+            assert!(error.contains(&format!("{entry:?} is not PORT=SYSTEM")), "{error}");
+        }
     }
 
     #[test]

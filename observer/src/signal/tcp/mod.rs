@@ -16,7 +16,7 @@ pub use self::{
     view::{Activity, Connection, Endpoint, View},
 };
 use crate::{
-    config::{Config, Kind, Setting},
+    config::{Config, ConfigError, Kind, Setting},
     signal::Signal,
     telemetry::{Metric, MetricKind},
     top::panes,
@@ -96,8 +96,9 @@ impl Limits {
     ///
     /// # Errors
     /// If an entry of [`SYSTEMS`] is not PORT=SYSTEM.
-    pub fn new(config: &Config) -> anyhow::Result<Self> {
-        let naming = Naming::new(config.ports(&PORTS), config.list(&SYSTEMS))?;
+    pub fn new(config: &Config) -> Result<Self, ConfigError> {
+        let naming = Naming::new(config.ports(&PORTS), config.list(&SYSTEMS))
+            .map_err(|fault| config.problem(&SYSTEMS, fault))?;
         Ok(Self { segment: config.duration(&SEGMENT), naming })
     }
 }
