@@ -13,6 +13,7 @@ mod skips;
 mod test;
 #[cfg(test)]
 mod tidy;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,11 @@ enum Task {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// Run programs on other kernels.
+    Vm {
+        #[command(subcommand)]
+        vm: vm::Vm,
+    },
 }
 
 fn main() -> ExitCode {
@@ -54,6 +60,7 @@ fn perform(task: &Task) -> anyhow::Result<()> {
         Task::Run { args } => run::run(args),
         Task::Test => test::test(),
         Task::Bench { bench } => bench::bench(bench),
+        Task::Vm { vm } => vm::vm(vm),
     }
 }
 

@@ -94,7 +94,8 @@ fn llvm_of_libraries(text: &str) -> Option<u32> {
     digits.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-fn python_version() -> String {
+/// Version of the distribution's Python, such as `3.11`.
+pub(crate) fn python_version() -> String {
     let text = "import sys; print('%d.%d' % sys.version_info[:2])";
     let version = output(&mut command(&[PYTHON, "-c", text]));
     // No Python yet: its package and its library come in one installation, as Debian's default version.
@@ -102,7 +103,7 @@ fn python_version() -> String {
 }
 
 /// The receiver of the tests, if it is installed and starts.
-pub(super) fn rotel_agent() -> Option<PathBuf> {
+pub(crate) fn rotel_agent() -> Option<PathBuf> {
     let agent = first_match(&format!("{ROTEL_FOLDER}/lib/*/site-packages/rotel/rotel-agent"))?;
     succeeds(&mut command(&[&agent.to_string_lossy(), "--version"])).then_some(agent)
 }

@@ -15,6 +15,9 @@ pub(crate) const BPF_LINKER_VERSION: &str = "0.13.0";
 /// Version of the OTLP receiver that the tests send to.
 pub(crate) const ROTEL_VERSION: &str = "0.0.1a15";
 
+/// Version of PM2, the process manager of the incidents that are played again.
+pub(crate) const PM2_VERSION: &str = "7.0.4";
+
 /// What the machine is made ready for. Each purpose includes the ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {

@@ -18,7 +18,10 @@ use self::{
     items::{BPF_LLVM, DEFAULT_TOOLCHAIN, ROTEL_VERSION},
     plan::{Choice, Step},
 };
-pub(crate) use self::{facts::first_match, items::Purpose};
+pub(crate) use self::{
+    facts::{first_match, python_version, rotel_agent},
+    items::{PM2_VERSION, Purpose},
+};
 use crate::command::{command, is_root, output, run};
 
 /// Names the toolchain of the BPF half for `observer/build.rs`.
