@@ -4,14 +4,14 @@
 //!   [`Batch`] to the exporter and to the screen, and leaves a [`Snapshot`] for the control socket. It waits for nobody.
 //! - The *IO thread* (the calling one, tokio) exports, serves the control socket and asks child processes for symbols. It
 //!   may stall or die; the sampler does not notice.
-//! - The *lines* and *files* threads write to the terminal and the disk.
+//! - The *lines*, *files* and *recorder* threads write to the terminal and the disk.
 //!
 //! Everything that can wake the sampler is in [`Wake`].
 
 use std::{
     io::{self, Write as _},
     os::fd::{AsFd as _, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -36,6 +36,7 @@ use crate::{
     control::{Lock, Server, Slot},
     export::{Exporter, Handle, resource::HostResource, settings::METRIC_INTERVAL},
     lines::Lines,
+    record::{self, Recorder},
     sampler::{Sampler, now},
     snapshot::Verdict,
     symbolize::{self, Request, Response},
@@ -46,6 +47,8 @@ use crate::{
 const DRAIN_EVERY: Duration = Duration::from_millis(250);
 /// Everything must be flushed within this time of a signal; the promise to the user is two seconds.
 const FLUSH_WITHIN: Duration = Duration::from_millis(1500);
+/// What the recorder has must be written within this time of the last tick.
+const RECORD_WITHIN: Duration = Duration::from_millis(500);
 /// A child that names addresses is ended after this time.
 const NAMES_WITHIN: Duration = Duration::from_secs(10);
 
@@ -89,6 +92,7 @@ pub fn run(config: &Config, time: Option<Duration>, out: Option<PathBuf>) -> Res
         os_version: info.os_version.clone(),
     };
     let (exporter, handle) = Exporter::new(config, &host, out, &config.store_dir())?;
+    let recorder = recorder(config, &sampler)?;
     let shared = Arc::new(Shared {
         stop: AtomicBool::new(false),
         wake: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
@@ -112,6 +116,7 @@ pub fn run(config: &Config, time: Option<Duration>, out: Option<PathBuf>) -> Res
         sampler,
         handle: handle.clone(),
         lines,
+        recorder,
         shared: Arc::clone(&shared),
     };
     let sampler = thread::Builder::new().name("sampler".to_owned()).spawn(move || loop_.run())?;
@@ -121,6 +126,27 @@ pub fn run(config: &Config, time: Option<Duration>, out: Option<PathBuf>) -> Res
     sampler.join().map_err(|_panic| {
         anyhow::anyhow!("the sampler ended by a panic; this is a bug of observer")
     })
+}
+
+/// The recorder, if there is to be one.
+fn recorder(config: &Config, sampler: &Sampler) -> Result<Option<Recorder>> {
+    let path = config.text(&record::FILE);
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let info = sampler.info();
+    let header = record::Header {
+        format: record::FORMAT.to_owned(),
+        version: record::VERSION,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        host_name: info.host_name.clone(),
+        kernel: info.kernel.clone(),
+        boot_id: info.boot_id.clone(),
+        start_unix_ns: now().unix_ns,
+        interval_ns: config.duration(&config::INTERVAL).as_nanos() as u64,
+        programs: sampler.programs(),
+    };
+    Recorder::start(Path::new(path), config.bytes(&record::MAX), header).map(Some)
 }
 
 /// Without BTF or a hook the agent still tells what `/proc` says; without privileges nothing it says would be whole.
@@ -213,6 +239,7 @@ struct Loop {
     sampler: Sampler,
     handle: Handle,
     lines: Lines,
+    recorder: Option<Recorder>,
     shared: Arc<Shared>,
     interval: Duration,
     metric_interval: Duration,
@@ -247,6 +274,9 @@ impl Loop {
             }
         }
         self.shared.ended.notify_one();
+        if self.recorder.as_ref().is_some_and(|recorder| !recorder.finish(RECORD_WITHIN)) {
+            tracing::warn!("the disk is slow: the recording lacks the last ticks");
+        }
     }
 
     /// Waits for what comes first.
@@ -278,10 +308,15 @@ impl Loop {
         self.sampler.tick(ends);
         let batch = Arc::new(self.sampler.take_batch(points));
         self.lines.offer(Arc::clone(&batch));
-        self.offer(batch);
-        let losses = [self.handle.losses(), vec![self.lines.loss()]].concat();
-        let snapshot = self.sampler.snapshot(self.handle.status(), losses);
-        self.shared.slot.publish(Arc::new(snapshot));
+        self.offer(Arc::clone(&batch));
+        let recorder = self.recorder.as_ref();
+        let unrecorded = recorder.map(Recorder::losses).unwrap_or_default();
+        let losses = [self.handle.losses(), vec![self.lines.loss()], unrecorded].concat();
+        let snapshot = Arc::new(self.sampler.snapshot(self.handle.status(), losses));
+        if let Some(recorder) = recorder {
+            recorder.offer(Arc::clone(&snapshot), batch);
+        }
+        self.shared.slot.publish(snapshot);
         if let Some(request) = self.sampler.name_request() {
             drop(self.shared.requests.force_push(request));
             self.shared.requested.notify_one();

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::parse_duration;
+use crate::{config::parse_duration, record};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -64,6 +64,23 @@ pub struct Run {
     /// Append what would be exported to this file as OTLP JSON, one request a line
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Record every snapshot to this file, or go on recording to it (docs/operating.md)
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<String>,
+    /// Most that the recording may take on disk, such as 256MiB
+    #[arg(long, value_name = "SIZE")]
+    pub record_max: Option<String>,
+}
+
+impl Run {
+    /// Settings with the flags that are short for one.
+    pub fn settings(&self) -> Settings {
+        let mut settings = self.settings.clone();
+        for (setting, value) in [(&record::FILE, &self.record), (&record::MAX, &self.record_max)] {
+            settings.set.extend(value.as_ref().map(|value| format!("{}={value}", setting.key)));
+        }
+        settings
+    }
 }
 
 /// `observer top`.
@@ -120,7 +137,7 @@ mod tests {
             Ok(seen) => assert!(seen.contains(expect), "{line}: {seen}"),
             Err(error) => assert!(error.to_string().contains(expect), "{line}: {error}"),
         };
-        check("observer run", "time: None, out: None");
+        check("observer run", "time: None, out: None, record: None, record_max: None");
         check("observer run --for 1m30s --out /tmp/x", "time: Some(90s), out: Some(\"/tmp/x\")");
         check(
             "observer run --config a.toml --set a=1 --set b=2",

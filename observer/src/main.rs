@@ -59,7 +59,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn dispatch(command: Command) -> Result<u8> {
     match command {
         Command::Run(run) => {
-            let config = load(&run.settings)?;
+            let config = load(&run.settings())?;
             agent::run(&config, run.time, run.out)?;
         }
         Command::Top(command) => {

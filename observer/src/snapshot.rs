@@ -75,7 +75,7 @@ pub enum Verdict {
 }
 
 /// One BPF program or kernel interface.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
     /// Name, as in the BPF object.
     pub name: String,

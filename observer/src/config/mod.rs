@@ -160,7 +160,7 @@ pub const DNS: Setting = Setting {
 
 /// Every setting of the program: the general ones, then those of each signal.
 pub fn all_settings() -> Vec<&'static [Setting]> {
-    [SETTINGS, crate::export::settings::SETTINGS]
+    [SETTINGS, crate::export::settings::SETTINGS, crate::record::SETTINGS]
         .into_iter()
         .chain(crate::signal::ALL.iter().map(|signal| signal.settings))
         .collect()

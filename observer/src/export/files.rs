@@ -21,10 +21,10 @@ use super::{
     json::{JsonEncoder, Line},
     resource::Resources,
     status::{Destination, Losses, State},
-    store::{Lines, Store},
+    store::Store,
     throttle::Throttle,
 };
-use crate::telemetry::Batch;
+use crate::{line_file::LineFile, telemetry::Batch};
 
 /// The sampler's end of the thread.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(super) struct Files {
 #[derive(Debug)]
 pub(super) struct Sinks {
     pub(super) store: (Store, Arc<Destination>),
-    pub(super) out: Option<(Lines, Arc<Destination>)>,
+    pub(super) out: Option<(LineFile, Arc<Destination>)>,
 }
 
 impl Files {

@@ -53,10 +53,11 @@ use self::{
     resource::{HostResource, Resources},
     send::{Gzip, Pace, Sender},
     status::{Destination, Losses},
-    store::{Lines, Store},
+    store::Store,
 };
 use crate::{
     config::{Config, ConfigError, Fault, Problem},
+    line_file::LineFile,
     snapshot,
     telemetry::Batch,
 };
@@ -211,7 +212,7 @@ impl Exporter {
         let out = match out {
             None => None,
             Some(path) => {
-                let mut lines = Lines::new(path.clone(), 0o644);
+                let mut lines = LineFile::new(path.clone(), 0o644);
                 lines
                     .open()
                     .with_context(|| format!("cannot write to {} (--out)", path.display()))?;

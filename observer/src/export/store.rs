@@ -1,78 +1,20 @@
-//! Files of OTLP JSON lines: the bounded local store, and the file that a user asked for with `--out`.
+//! The bounded local store: files of OTLP JSON lines.
 //!
 //! A file that cannot be written (full, read-only, gone) loses the line, is counted, and is tried again with the next one.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
+
+use crate::line_file::LineFile;
 
 /// Files in the store: their number is how finely it forgets.
 pub(super) const STORE_FILES: u64 = 8;
 
 const PREFIX: &str = "otlp-";
 const SUFFIX: &str = ".jsonl";
-
-/// A file of lines that is only appended to.
-#[derive(Debug)]
-pub(super) struct Lines {
-    path: PathBuf,
-    /// Mode of a new file, before the umask.
-    mode: u32,
-    file: Option<File>,
-    /// Length up to the end of the last whole line.
-    len: u64,
-    /// Whether half a line stands at the end and could not be cut off.
-    torn: bool,
-}
-
-impl Lines {
-    /// A file that is opened with the first line.
-    pub(super) fn new(path: PathBuf, mode: u32) -> Self {
-        Self { path, mode, file: None, len: 0, torn: false }
-    }
-
-    /// Opens or creates the file.
-    pub(super) fn open(&mut self) -> io::Result<&mut File> {
-        if self.file.is_none() {
-            let mut options = OpenOptions::new();
-            let mut file =
-                options.append(true).read(true).create(true).mode(self.mode).open(&self.path)?;
-            self.len = file.metadata()?.len();
-            self.torn = self.len > 0 && !ends_with_newline(&mut file);
-            self.file = Some(file);
-        }
-        self.file.as_mut().ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    /// Appends whole lines.
-    pub(super) fn append(&mut self, lines: &[u8]) -> io::Result<()> {
-        self.open()?;
-        let (torn, len) = (self.torn, self.len);
-        let file = self.open()?;
-        let written =
-            if torn { file.write_all(b"\n") } else { Ok(()) }.and_then(|()| file.write_all(lines));
-        if written.is_ok() {
-            self.len = len + lines.len() as u64 + u64::from(torn);
-            self.torn = false;
-        } else {
-            // Cut off what was written of the line. Should that fail, opening the file again finds the torn end; it also
-            // finds a file that was moved away, or a mount that has become writable again.
-            file.set_len(len).ok();
-            self.file = None;
-        }
-        written
-    }
-}
-
-fn ends_with_newline(file: &mut File) -> bool {
-    let mut last = [0];
-    // A pipe or terminal has no end to look at: lines simply follow each other there.
-    let read = file.seek(SeekFrom::End(-1)).and_then(|_| file.read_exact(&mut last));
-    read.is_err() || last == *b"\n"
-}
 
 /// The local store: at most [`STORE_FILES`] files of equal size under one directory.
 #[derive(Debug)]
@@ -81,7 +23,7 @@ pub(super) struct Store {
     file_bytes: u64,
     /// Number and length of each file, oldest first; the last one is written.
     files: Vec<(u64, u64)>,
-    lines: Option<Lines>,
+    lines: Option<LineFile>,
 }
 
 impl Store {
@@ -100,7 +42,7 @@ impl Store {
         }
         let appended = self.rotate(line.len() as u64, rotated_bytes).and_then(|lines| {
             lines.append(line)?;
-            Ok(lines.len)
+            Ok(lines.len())
         });
         match (appended, self.files.last_mut()) {
             (Ok(len), Some(file)) => file.1 = len,
@@ -115,13 +57,13 @@ impl Store {
     }
 
     /// The file that takes `bytes` more.
-    fn rotate(&mut self, bytes: u64, rotated_bytes: &mut u64) -> io::Result<&mut Lines> {
+    fn rotate(&mut self, bytes: u64, rotated_bytes: &mut u64) -> io::Result<&mut LineFile> {
         if self.lines.is_none() {
             self.open()?;
         }
         if self.files.last().is_none_or(|(_, len)| len + bytes > self.file_bytes) {
             let number = self.files.last().map_or(1, |(number, _)| number + 1);
-            let mut lines = Lines::new(self.path(number), 0o600);
+            let mut lines = LineFile::new(self.path(number), 0o600);
             lines.open()?;
             self.lines = Some(lines);
             self.files.push((number, 0));
@@ -149,7 +91,7 @@ impl Store {
         }
         self.files.sort_unstable();
         if let Some((number, _)) = self.files.last() {
-            let mut lines = Lines::new(self.path(*number), 0o600);
+            let mut lines = LineFile::new(self.path(*number), 0o600);
             lines.open()?;
             self.lines = Some(lines);
         }
@@ -207,15 +149,6 @@ mod tests {
     }
 
     #[test]
-    fn a_line_torn_by_a_crash_stays_alone() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("out.jsonl");
-        fs::write(&path, "{\"whole\":1}\n{\"tor").unwrap();
-        Lines::new(path.clone(), 0o644).append(b"{\"next\":1}\n").unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"whole\":1}\n{\"tor\n{\"next\":1}\n");
-    }
-
-    #[test]
     fn a_line_that_cannot_be_written_does_not_stop_later_ones() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("store");
@@ -232,14 +165,5 @@ mod tests {
         store.append(b"{\"n\":2}\n", &mut 0).unwrap();
         assert!(content(&path).ends_with("{\"n\":2}\n"));
         assert!(store.append(&[b' '; 101], &mut 0).is_err());
-    }
-
-    #[test]
-    fn a_full_device_is_an_error_each_time_and_no_more() {
-        let mut full = Lines::new("/dev/full".into(), 0o600);
-        for _ in 0..3 {
-            let error = full.append(b"{}\n").unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-        }
     }
 }

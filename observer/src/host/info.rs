@@ -19,6 +19,8 @@ pub struct Info {
     pub kernel: String,
     /// machine-id(5) (`host.id`); empty if the host has none.
     pub host_id: String,
+    /// /proc/sys/kernel/random/boot_id, which is another one after each boot; empty if unreadable.
+    pub boot_id: String,
     /// PRETTY_NAME of os-release(5) (`os.description`); empty if unknown.
     pub os_description: String,
     /// VERSION_ID of os-release(5) (`os.version`); empty if unknown.
@@ -43,6 +45,8 @@ impl Info {
             host_name: name.nodename().to_string_lossy().into_owned(),
             kernel: name.release().to_string_lossy().into_owned(),
             host_id: host_id.unwrap_or_default(),
+            boot_id: text(&root.join("proc/sys/kernel/random/boot_id"))
+                .map_or_else(String::new, |id| id.trim().to_owned()),
             os_description: value("PRETTY_NAME"),
             os_version: value("VERSION_ID"),
             boot_unix_ns: boot_unix_ns(),

@@ -7,7 +7,7 @@ pub mod format;
 mod header;
 pub mod panes;
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;
 mod screen;
 mod source;
 mod state;

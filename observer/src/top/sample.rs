@@ -19,7 +19,7 @@ const SECOND: u64 = 1_000 * MS;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-pub(super) fn snapshot() -> Snapshot {
+pub(crate) fn snapshot() -> Snapshot {
     let node = Process {
         pid: 4711,
         name: "node".into(),
