@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::{
     cli,
+    kernel::Support,
     snapshot::{Program, Verdict},
 };
 
@@ -20,6 +21,8 @@ struct Report<'a> {
     verdict: &'static str,
     kernel: &'a str,
     programs: &'a [Program],
+    /// What the verdicts follow from.
+    support: &'a Support,
 }
 
 /// Exit code: 0 if everything runs, 1 if something does not, 2 if no BPF program does.
@@ -40,16 +43,17 @@ pub fn exit_code(programs: &[Program], has_probes: bool) -> u8 {
 pub fn print(
     programs: &[Program],
     has_probes: bool,
-    kernel: &str,
+    support: &Support,
     json: bool,
     out: &mut dyn Write,
 ) -> io::Result<()> {
     let code = exit_code(programs, has_probes);
+    let kernel = support.release.as_str();
     let verdict = ["all", "degraded", "impossible"][usize::from(code.min(2))];
     if json {
         serde_json::to_writer_pretty(
             &mut *out,
-            &Report { version: VERSION, verdict, kernel, programs },
+            &Report { version: VERSION, verdict, kernel, programs, support },
         )?;
         return writeln!(out);
     }
@@ -103,9 +107,10 @@ mod tests {
     #[test]
     fn json_has_a_version_and_every_row() {
         let mut out = Vec::new();
-        print(&rows(&[Verdict::Impossible]), false, "6.18", true, &mut out).unwrap();
+        print(&rows(&[Verdict::Impossible]), false, &Support::default(), true, &mut out).unwrap();
         let value: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!((&value["version"], &value["verdict"]), (&1.into(), &"impossible".into()));
         assert_eq!(value["programs"][0]["reason"], "why");
+        assert!(value["support"]["bpf"].is_object());
     }
 }

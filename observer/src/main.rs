@@ -78,7 +78,7 @@ fn dispatch(command: Command) -> Result<u8> {
             check::print(
                 &programs,
                 probes,
-                &sampler.info().kernel,
+                sampler.support(),
                 command.json,
                 &mut io::stdout().lock(),
             )?;

@@ -17,6 +17,7 @@ pub enum BtfError {
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_TYPEDEF: u32 = 8;
+const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
 /// Deepest nesting of anonymous members followed; the kernel's own stay below ten.
 const MAX_DEPTH: u32 = 16;
@@ -102,11 +103,28 @@ impl<'a> Btf<'a> {
     }
 
     fn find(&self, name: &str, kinds: &[u32]) -> Option<Type> {
-        (1..self.types.len()).filter_map(|id| self.by_id(id as u32)).find(|ty| {
-            kinds.contains(&ty.kind)
-                && self.name_is(ty.name, name)
-                && !(ty.kind == KIND_STRUCT && ty.count == 0)
-        })
+        self.by_id(self.find_id(name, kinds)?)
+    }
+
+    fn find_id(&self, name: &str, kinds: &[u32]) -> Option<u32> {
+        let wanted = |id: &u32| {
+            self.by_id(*id).is_some_and(|ty| {
+                kinds.contains(&ty.kind)
+                    && self.name_is(ty.name, name)
+                    && !(ty.kind == KIND_STRUCT && ty.count == 0)
+            })
+        };
+        (1..u32::try_from(self.types.len()).unwrap_or(u32::MAX)).find(wanted)
+    }
+
+    /// Type id of a kernel function; `None` if it does not exist or was inlined everywhere.
+    pub fn function_id(&self, name: &str) -> Option<u32> {
+        self.find_id(name, &[KIND_FUNC])
+    }
+
+    /// Type id of a tracepoint, which a BTF-typed program names as its hook.
+    pub fn tracepoint_id(&self, name: &str) -> Option<u32> {
+        self.find_id(&format!("btf_trace_{name}"), &[KIND_TYPEDEF])
     }
 
     /// Follows typedefs and qualifiers to a structure.
@@ -167,18 +185,16 @@ impl<'a> Btf<'a> {
         Some(element.size_or_type)
     }
 
-    /// Number of parameters of a tracepoint's function, without the leading data pointer; `None` if there is no such
+    /// Whether each parameter of a tracepoint, without the leading data pointer, is a pointer; `None` if there is no such
     /// tracepoint.
-    pub fn tracepoint_parameters(&self, name: &str) -> Option<usize> {
-        Some(self.tracepoint(name)?.count.saturating_sub(1))
-    }
-
-    /// Whether a parameter (0 = first after the data pointer) is a pointer.
-    pub fn tracepoint_parameter_is_pointer(&self, name: &str, index: usize) -> Option<bool> {
+    pub fn tracepoint_parameters(&self, name: &str) -> Option<Vec<bool>> {
         const KIND_POINTER: u32 = 2;
         let function = self.tracepoint(name)?;
-        let id = read_u32(self.data, function.body + (index + 1) * 8 + 4).ok()?;
-        Some(self.resolve(id)?.kind == KIND_POINTER)
+        let parameter = |index: usize| {
+            let id = read_u32(self.data, function.body + index * 8 + 4).ok()?;
+            Some(self.resolve(id)?.kind == KIND_POINTER)
+        };
+        Some((1..function.count).map(|index| parameter(index).unwrap_or(false)).collect())
     }
 
     fn tracepoint(&self, name: &str) -> Option<Type> {

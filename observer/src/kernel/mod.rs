@@ -3,49 +3,47 @@
 //! The only `unsafe` and the only aya of the agent.
 #![expect(
     unsafe_code,
-    reason = "one Pod impl for map types and two C calls without a safe wrapper"
+    reason = "one Pod impl for map types and some C calls without a safe wrapper"
 )]
 
 pub mod btf;
+mod load;
 pub mod offsets;
 mod packets;
 pub mod plan;
+pub mod programs;
+pub mod support;
 pub mod tables;
+mod tracefs;
+mod trial;
 
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf,
     maps::RingBuf,
-    programs::{
-        BtfTracePoint, Iter, PerfEvent, ProgramError,
-        perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
-        tp_btf::BtfTracePointLinkId,
-    },
-    util::online_cpus,
+    programs::{BtfTracePoint, FEntry, Iter, fentry::FEntryLinkId, tp_btf::BtfTracePointLinkId},
 };
 use observer_abi::{
     alloc::TaskRow,
-    offsets::Layout,
     tcp::{HolderRow, SocketRow},
 };
 
 pub use self::{
     packets::{Packets, Scope},
+    support::Support,
     tables::{Counters, Tables},
 };
 use self::{
-    plan::{Hook, PROGRAMS, Spec, remedy},
-    tables::Wire,
+    plan::{Plan, Rung, Wanted},
+    programs::{Hook, PROGRAMS},
+    support::Offer,
 };
 use crate::snapshot::{Program, Verdict};
 
 /// The kernel's own type information.
 pub const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
-
-/// Aligned, because it is parsed as an ELF file in place.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer-ebpf"));
 
 /// What the user may change about the kernel side.
 #[derive(Debug, Clone)]
@@ -74,41 +72,55 @@ pub struct Options {
 pub struct Kernel {
     ebpf: Option<Loaded>,
     programs: Vec<Program>,
+    support: Support,
     buffer: Vec<u8>,
 }
 
-/// What exists only if the object could be loaded.
+/// What exists only if an object could be loaded.
 struct Loaded {
     object: Ebpf,
     ring: RingBuf<aya::maps::MapData>,
     tables: Tables,
-    epoll: Option<BtfTracePointLinkId>,
+    /// Where the probe on epoll goes.
+    epoll_hook: Option<Hook>,
+    epoll: Option<EpollLink>,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+}
+
+/// The probe on epoll while it is attached.
+enum EpollLink {
+    Syscalls(BtfTracePointLinkId),
+    Function(FEntryLinkId),
 }
 
 impl Kernel {
     /// Loads and attaches what this kernel and these privileges allow. What is not possible is a row in
     /// [`Kernel::programs`], not an error.
     pub fn open(options: &Options) -> Self {
-        let mut kernel = Self { ebpf: None, programs: Vec::new(), buffer: Vec::new() };
-        match load(options) {
-            Ok((loaded, programs)) => {
-                kernel.ebpf = Some(loaded);
-                kernel.programs = programs;
+        let (mut support, found) = Support::probe(&options.btf);
+        let wanted = Wanted { page_faults: options.fault_period != 0 };
+        let (ebpf, programs) = loop {
+            let plan = plan::plan(&support, wanted);
+            let loaded = match (plan.rung, &found) {
+                (Rung::Full, Some(found)) => load::full(&plan, &support, found, options),
+                _ => break (None, blind(&plan)),
+            };
+            match loaded {
+                Ok((loaded, programs)) => break (Some(loaded), programs),
+                Err(error) => {
+                    // The next plan is one rung down.
+                    let (reason, errno) = (format!("{error:#}"), load::errno(&error));
+                    support.refused.insert(plan.rung, Offer::No { reason, errno });
+                }
             }
-            Err(error) => {
-                let errno = error
-                    .chain()
-                    .find_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error());
-                let reason = format!("{error:#}");
-                kernel.programs = PROGRAMS
-                    .iter()
-                    .map(|spec| spec.impossible(&reason, remedy_of(&error, errno)))
-                    .collect();
-            }
-        }
+        };
         trim_heap();
-        kernel
+        Self { ebpf, programs, support, buffer: Vec::new() }
+    }
+
+    /// What this kernel offers.
+    pub fn support(&self) -> &Support {
+        &self.support
     }
 
     /// Verdict of every program.
@@ -176,11 +188,9 @@ impl Kernel {
             return Ok(());
         }
         let Some(loaded) = &mut self.ebpf else { return Ok(()) };
-        let program: &mut BtfTracePoint =
-            loaded.object.program_mut("epoll_enter").context("no such program")?.try_into()?;
         match (on, loaded.epoll.take()) {
-            (true, None) => loaded.epoll = Some(program.attach()?),
-            (false, Some(link)) => program.detach(link)?,
+            (true, None) => loaded.epoll = Some(loaded.attach_epoll()?),
+            (false, Some(link)) => loaded.detach_epoll(link)?,
             (_, unchanged) => loaded.epoll = unchanged,
         }
         Ok(())
@@ -200,128 +210,35 @@ impl Kernel {
     }
 }
 
-fn remedy_of(error: &anyhow::Error, errno: Option<i32>) -> &'static str {
-    if error.downcast_ref::<NoBtf>().is_some() {
-        return "use a kernel built with CONFIG_DEBUG_INFO_BTF (all current distributions), or name a BTF file of this \
-                kernel with OBSERVER_BTF";
+impl Loaded {
+    fn attach_epoll(&mut self) -> Result<EpollLink> {
+        Ok(match self.epoll_hook {
+            Some(Hook::Entry(_)) => EpollLink::Function(self.epoll_entry()?.attach()?),
+            _ => EpollLink::Syscalls(self.epoll_syscalls()?.attach()?),
+        })
     }
-    remedy(errno)
-}
 
-/// The kernel's BTF cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("no kernel type information in {0}: {1}")]
-struct NoBtf(PathBuf, String);
-
-fn load(options: &Options) -> Result<(Loaded, Vec<Program>)> {
-    let no_btf = |why: &dyn std::fmt::Display| NoBtf(options.btf.clone(), why.to_string());
-    let blob = std::fs::read(&options.btf).map_err(|error| no_btf(&error))?;
-    let found = offsets::find(&btf::Btf::parse(&blob).map_err(|error| no_btf(&error))?);
-    for field in &found.missing {
-        tracing::debug!(field, "this kernel has no such field");
-    }
-    drop(blob);
-    let layout = Layout {
-        gap_threshold_ns: nanos(options.gap_threshold),
-        stall_threshold_ns: nanos(options.stall_threshold),
-        run_delay_threshold_ns: nanos(options.run_delay_threshold),
-        reclaim_threshold_ns: nanos(options.reclaim_threshold),
-        ..found.layout
-    };
-    let types = aya::Btf::parse_file(&options.btf, aya::Endianness::default())
-        .map_err(|error| no_btf(&error))?;
-    let mut object = EbpfLoader::new()
-        .btf(Some(&types))
-        .override_global("OFFSETS", &Wire(found.offsets), true)
-        .override_global("LAYOUT", &Wire(layout), true)
-        .override_global(aya_log::LEVEL, &options.log_level, false)
-        .map_max_entries("EVENTS", options.ring_bytes.next_power_of_two().max(4096))
-        .load(OBJECT)
-        .context("cannot load the BPF object")?;
-    let programs = PROGRAMS.iter().map(|spec| start(&mut object, spec, &types, options)).collect();
-    let ring =
-        RingBuf::try_from(object.take_map("EVENTS").context("the BPF object has no map EVENTS")?)?;
-    let mut tables = Tables::take(&mut object)?;
-    tables.set_ports(&options.ports)?;
-    let logger =
-        (options.log_level > 0).then(|| aya_log::EbpfLogger::init(&mut object)).transpose()?;
-    Ok((Loaded { object, ring, tables, epoll: None, logger }, programs))
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Loads and attaches one program.
-fn start(object: &mut Ebpf, spec: &Spec, types: &aya::Btf, options: &Options) -> Program {
-    if spec.hook == Hook::PageFaults && options.fault_period == 0 {
-        return spec.impossible("switched off", "set alloc.fault_period");
-    }
-    match try_start(object, spec, types, options) {
-        Ok(()) => spec.running(),
-        Err(error) => {
-            let errno = error
-                .chain()
-                .find_map(|cause| cause.downcast_ref::<std::io::Error>()?.raw_os_error());
-            if let Some(ProgramError::LoadError { verifier_log, .. }) =
-                error.downcast_ref::<ProgramError>()
-            {
-                tracing::debug!(program = spec.name, %verifier_log, "the verifier refused a program");
-            }
-            spec.impossible(&brief(&error), remedy(errno))
+    fn detach_epoll(&mut self, link: EpollLink) -> Result<()> {
+        match link {
+            EpollLink::Function(link) => self.epoll_entry()?.detach(link)?,
+            EpollLink::Syscalls(link) => self.epoll_syscalls()?.detach(link)?,
         }
+        Ok(())
+    }
+
+    fn epoll_entry(&mut self) -> Result<&mut FEntry> {
+        Ok(self.object.program_mut(load::EPOLL_ENTRY).context("no such program")?.try_into()?)
+    }
+
+    fn epoll_syscalls(&mut self) -> Result<&mut BtfTracePoint> {
+        Ok(self.object.program_mut("epoll_enter").context("no such program")?.try_into()?)
     }
 }
 
-/// The error without the verifier's log, which is long: its last line tells.
-fn brief(error: &anyhow::Error) -> String {
-    match error.downcast_ref::<ProgramError>() {
-        Some(ProgramError::LoadError { io_error, verifier_log }) => {
-            let log = verifier_log.to_string();
-            let told = log
-                .lines()
-                .rev()
-                .find(|line| !line.trim().is_empty() && !line.starts_with("processed"));
-            format!("the kernel refused it: {io_error}: {}", told.unwrap_or_default())
-        }
-        _ => format!("{error:#}"),
-    }
-}
-
-fn try_start(object: &mut Ebpf, spec: &Spec, types: &aya::Btf, options: &Options) -> Result<()> {
-    let program = object.program_mut(spec.name).context("it is not in the BPF object")?;
-    match spec.hook {
-        Hook::TpBtf(name) => {
-            let program: &mut BtfTracePoint = program.try_into()?;
-            program.load(name, types)?;
-            if !spec.standby {
-                program.attach()?;
-            }
-        }
-        Hook::Iter(name) => {
-            let program: &mut Iter = program.try_into()?;
-            program.load(name, types)?;
-        }
-        Hook::PageFaults => {
-            let program: &mut PerfEvent = program.try_into()?;
-            program.load()?;
-            let config = PerfEventConfig::Software(SoftwareEvent::PageFaults);
-            let policy = SamplePolicy::Period(options.fault_period);
-            let mut links = Vec::new();
-            for cpu in online_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))? {
-                let scope = PerfEventScope::AllProcessesOneCpu { cpu };
-                match program.attach(config, scope, policy, false) {
-                    Ok(link) => links.push(link),
-                    Err(error) => {
-                        // Samples of some CPUs only would name the wrong stacks.
-                        links.into_iter().for_each(|link| drop(program.detach(link)));
-                        return Err(error.into());
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
+/// The rows of a plan of which no program runs.
+fn blind(plan: &Plan) -> Vec<Program> {
+    let rows = PROGRAMS.iter().zip(&plan.choices);
+    rows.map(|(spec, choice)| spec.impossible(&choice.refusal)).collect()
 }
 
 /// Gives freed memory back to the host: the kernel's type information needed some 40 MiB for a moment.

@@ -43,19 +43,16 @@ fn layout(btf: &Btf<'_>, offsets: &mut Offsets) -> Layout {
         offsets.percpu_counter_count = 0;
     }
     let io_wait = btf.member("task_struct", "in_iowait");
+    let parameters = |name| btf.tracepoint_parameters(name).unwrap_or_default();
     let [epoll_wait, epoll_pwait, epoll_pwait2] = EPOLL_SYSCALLS;
     Layout {
         rss_stride: u64::from(counter.unwrap_or(8)),
-        mark_victim_has_task: u64::from(
-            btf.tracepoint_parameter_is_pointer("mark_victim", 0) == Some(true),
-        ),
-        sched_switch_has_state: u64::from(btf.tracepoint_parameters("sched_switch") >= Some(4)),
+        mark_victim_has_task: u64::from(parameters("mark_victim").first() == Some(&true)),
+        sched_switch_has_state: u64::from(parameters("sched_switch").len() >= 4),
         epoll_wait,
         epoll_pwait,
         epoll_pwait2,
-        process_exit_has_group_dead: u64::from(
-            btf.tracepoint_parameters("sched_process_exit") >= Some(2),
-        ),
+        process_exit_has_group_dead: u64::from(parameters("sched_process_exit").len() >= 2),
         io_wait_byte: io_wait.map_or(0, byte_offset),
         io_wait_mask: io_wait.map_or(0, |member| 1 << (member.bit_offset % 8)),
         ..Layout::NONE

@@ -1,150 +1,214 @@
-//! Which program goes on which hook, and what is lost without it. Pure: no kernel is asked here.
+//! Which way each program runs on a kernel, or why it does not. Pure: all that is known of the kernel is in [`Support`].
 
+use serde::{Deserialize, Serialize};
+
+use super::{
+    programs::{Hook, PROGRAMS, Spec, Variant},
+    support::{Offer, Support},
+};
 use crate::snapshot::{Program, Verdict};
 
-/// Kind of hook.
+/// How much of the agent a kernel can run. docs/kernels.md says what works on each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rung {
+    /// Type information and a ring buffer: all programs.
+    Full,
+    /// No program of ours: what `/proc` says.
+    Proc,
+}
+
+/// What the user has asked for, as far as it changes the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hook {
-    /// BTF-typed raw tracepoint.
-    TpBtf(&'static str),
-    /// BPF iterator.
-    Iter(&'static str),
-    /// Perf software event page-faults, one in N.
-    PageFaults,
+pub struct Wanted {
+    /// Whether page faults are sampled.
+    pub page_faults: bool,
 }
 
-/// One program of the object.
-#[derive(Debug, Clone, Copy)]
-pub struct Spec {
-    /// Its name in the object.
+/// What comes of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The rung that the programs are taken from.
+    pub rung: Rung,
+    /// One a program, in the order of [`PROGRAMS`].
+    pub choices: Vec<Choice>,
+}
+
+/// What becomes of one program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// Its name.
     pub name: &'static str,
-    /// Signal that it serves.
-    pub signal: &'static str,
-    /// Where it goes.
-    pub hook: Hook,
-    /// Loaded at start but attached only when needed.
-    pub standby: bool,
-    /// What the signal cannot say without it.
-    pub loss: &'static str,
+    /// The ways that should work here, best first; empty if none does.
+    pub ways: Vec<Variant>,
+    /// Why the best way that there is does not work; empty if it should.
+    pub refusal: Refusal,
 }
 
-const fn spec(name: &'static str, signal: &'static str, hook: Hook, loss: &'static str) -> Spec {
-    Spec { name, signal, hook, standby: false, loss }
+/// Why something does not work.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub reason: String,
+    /// What to do about it.
+    pub remedy: String,
 }
 
-/// Every program, in the order in which they are loaded.
-pub const PROGRAMS: &[Spec] = &[
-    spec(
-        "task_rows",
-        "alloc",
-        Hook::Iter("task"),
-        "no memory and no run-queue delay of any process",
-    ),
-    spec("page_fault", "alloc", Hook::PageFaults, "no allocating stacks"),
-    spec("process_fork", "alloc", Hook::TpBtf("sched_process_fork"), "forks are not counted"),
-    spec("process_exec", "alloc", Hook::TpBtf("sched_process_exec"), "execs are not counted"),
-    spec(
-        "process_exit",
-        "alloc",
-        Hook::TpBtf("sched_process_exit"),
-        "exits and short-lived processes are not counted",
-    ),
-    spec(
-        "direct_reclaim_begin",
-        "oom",
-        Hook::TpBtf("mm_vmscan_direct_reclaim_begin"),
-        "no direct reclaim",
-    ),
-    spec(
-        "direct_reclaim_end",
-        "oom",
-        Hook::TpBtf("mm_vmscan_direct_reclaim_end"),
-        "no direct reclaim",
-    ),
-    spec(
-        "memcg_reclaim_begin",
-        "oom",
-        Hook::TpBtf("mm_vmscan_memcg_reclaim_begin"),
-        "no reclaim of memory cgroups",
-    ),
-    spec(
-        "memcg_reclaim_end",
-        "oom",
-        Hook::TpBtf("mm_vmscan_memcg_reclaim_end"),
-        "no reclaim of memory cgroups",
-    ),
-    spec("kswapd_wake", "oom", Hook::TpBtf("mm_vmscan_kswapd_wake"), "kswapd's work is not seen"),
-    spec("kswapd_sleep", "oom", Hook::TpBtf("mm_vmscan_kswapd_sleep"), "kswapd's rest is not seen"),
-    spec(
-        "reclaim_throttled",
-        "oom",
-        Hook::TpBtf("mm_vmscan_throttled"),
-        "reclaim throttling is not seen",
-    ),
-    spec("compaction_begin", "oom", Hook::TpBtf("mm_compaction_begin"), "compaction is not seen"),
-    spec("compaction_end", "oom", Hook::TpBtf("mm_compaction_end"), "compaction is not seen"),
-    spec(
-        "oom_retry",
-        "oom",
-        Hook::TpBtf("reclaim_retry_zone"),
-        "the last retries before a kill are not seen",
-    ),
-    spec("mark_victim", "oom", Hook::TpBtf("mark_victim"), "OOM kills are not seen"),
-    spec(
-        "inet_sock_set_state",
-        "tcp",
-        Hook::TpBtf("inet_sock_set_state"),
-        "connections have no owner and no end",
-    ),
-    spec("tcp_rows", "tcp", Hook::Iter("tcp"), "open connections are not seen"),
-    spec(
-        "socket_holders",
-        "tcp",
-        Hook::Iter("task_file"),
-        "connections older than the agent have no owner",
-    ),
-    spec("sched_switch", "sched", Hook::TpBtf("sched_switch"), "no event-loop gaps and no stalls"),
-    Spec {
-        name: "epoll_enter",
-        signal: "sched",
-        hook: Hook::TpBtf("sys_enter"),
-        standby: true,
-        loss: "a loop that polls without sleeping cannot be told from a stuck one",
-    },
-];
+/// Chooses.
+pub fn plan(support: &Support, wanted: Wanted) -> Plan {
+    let rung = rung(support);
+    let choices = PROGRAMS.iter().map(|spec| choose(spec, rung, support, wanted)).collect();
+    Plan { rung, choices }
+}
 
-impl Hook {
-    /// As people write it.
-    pub fn describe(self) -> String {
+fn choose(spec: &Spec, rung: Rung, support: &Support, wanted: Wanted) -> Choice {
+    let tried = spec.variants.iter().map(|variant| {
+        hook(variant.hook, rung, support, wanted).map(|loss| Variant {
+            loss: if variant.loss.is_empty() { loss } else { variant.loss },
+            ..*variant
+        })
+    });
+    let (mut ways, mut refusals) = (Vec::new(), Vec::new());
+    for way in tried {
+        match way {
+            Ok(way) => ways.push(way),
+            Err(refusal) => refusals.push(refusal),
+        }
+    }
+    Choice { name: spec.name, ways, refusal: refusals.into_iter().next().unwrap_or_default() }
+}
+
+/// The highest rung that this kernel reaches.
+fn rung(support: &Support) -> Rung {
+    if full(support).is_ok() { Rung::Full } else { Rung::Proc }
+}
+
+/// What the full object needs as a whole.
+fn full(support: &Support) -> Result<(), Refusal> {
+    let btf = &support.btf;
+    if !btf.error.is_empty() {
+        return Err(Refusal::new(
+            format!("no kernel type information in {}: {}", btf.path.display(), btf.error),
+            "use a kernel built with CONFIG_DEBUG_INFO_BTF (all current distributions), or name a BTF file of this \
+             kernel with OBSERVER_BTF",
+        ));
+    }
+    support.bpf.ring_buffer.needed("the kernel gives no ring buffer", support)?;
+    support.bpf.tp_btf.needed("the kernel takes no BTF-typed tracepoint", support)?;
+    support.refused.get(&Rung::Full).map_or(Ok(()), |offer| offer.needed("it was refused", support))
+}
+
+/// Whether a hook can be used; `Ok` with what it cannot say here.
+fn hook(
+    hook: Hook,
+    rung: Rung,
+    support: &Support,
+    wanted: Wanted,
+) -> Result<&'static str, Refusal> {
+    let missing = |what: &str| {
+        Err(Refusal::new(
+            format!("kernel {} has no {what}", support.release),
+            "use a kernel that has this hook",
+        ))
+    };
+    if hook == Hook::PageFaults && !wanted.page_faults {
+        return Err(Refusal::new("switched off".to_owned(), "set alloc.fault_period"));
+    }
+    if rung != Rung::Full {
+        full(support)?;
+    }
+    match hook {
+        Hook::TpBtf(name) => match support.btf.tracepoints.get(name) {
+            None => return missing(&hook.describe()),
+            Some(parameters) if name == "mark_victim" && parameters.first() == Some(&false) => {
+                return Ok(
+                    "before 6.9 the hook names the victim by pid only, its sizes are those of the last tick",
+                );
+            }
+            Some(_) => {}
+        },
+        Hook::Entry(name) => {
+            if !support.btf.functions.contains(name) {
+                return missing(&hook.describe());
+            }
+            support.bpf.fentry.needed("the kernel takes no program on a function", support)?;
+        }
+        Hook::Iter(name) => {
+            if !support.btf.iterators.contains(name) {
+                return missing(&hook.describe());
+            }
+            support.bpf.iterator.needed("the kernel takes no iterator", support)?;
+        }
+        Hook::PageFaults => {
+            support.bpf.perf_event.needed("the kernel takes no program on perf events", support)?;
+        }
+        Hook::Tracepoint(_) => return missing(&hook.describe()),
+    }
+    Ok("")
+}
+
+impl Offer {
+    fn needed(&self, what: &str, support: &Support) -> Result<(), Refusal> {
         match self {
-            Self::TpBtf(name) => format!("tp_btf/{name}"),
-            Self::Iter(name) => format!("iter/{name}"),
-            Self::PageFaults => "perf_event/page-faults".to_owned(),
+            Self::Yes => Ok(()),
+            Self::No { reason, errno } => {
+                Err(Refusal::new(format!("{what}: {reason}"), remedy(*errno, support)))
+            }
+            Self::Untried => Err(Refusal::new(what.to_owned(), remedy(None, support))),
         }
     }
 }
 
+impl Refusal {
+    /// A reason and its remedy.
+    pub fn new(reason: String, remedy: &str) -> Self {
+        Self { reason, remedy: remedy.to_owned() }
+    }
+}
+
 impl Spec {
-    /// Row of a program that runs, or waits until it is needed.
-    pub fn running(&self) -> Program {
-        let verdict = if self.standby { Verdict::Standby } else { Verdict::Attached };
-        self.row(verdict, String::new(), String::new())
+    /// Row of a program that runs this way, or waits until it is needed. `refusal`: why not in the first way.
+    pub fn running(&self, way: &Variant, refusal: &Refusal) -> Program {
+        let verdict = match (way.loss.is_empty(), self.standby) {
+            (false, _) => Verdict::Degraded,
+            (true, true) => Verdict::Standby,
+            (true, false) => Verdict::Attached,
+        };
+        let row = self.row(way.hook, verdict);
+        match (way.loss, refusal.reason.as_str()) {
+            ("", _) => row,
+            (loss, "") => {
+                Program { reason: loss.to_owned(), remedy: "use a newer kernel".to_owned(), ..row }
+            }
+            (loss, reason) => Program {
+                reason: format!("{loss}: {reason}"),
+                remedy: refusal.remedy.clone(),
+                ..row
+            },
+        }
     }
 
     /// Row of a program that does not run.
-    pub fn impossible(&self, reason: &str, remedy: &str) -> Program {
-        self.row(Verdict::Impossible, format!("{}: {reason}", self.loss), remedy.to_owned())
+    pub fn impossible(&self, refusal: &Refusal) -> Program {
+        Program {
+            reason: format!("{}: {}", self.loss, refusal.reason),
+            remedy: refusal.remedy.clone(),
+            ..self.row(self.variants[0].hook, Verdict::Impossible)
+        }
     }
 
-    fn row(&self, verdict: Verdict, reason: String, remedy: String) -> Program {
+    fn row(&self, hook: Hook, verdict: Verdict) -> Program {
         let (name, signal) = (self.name.to_owned(), self.signal.to_owned());
-        Program { name, signal, hook: self.hook.describe(), verdict, reason, remedy }
+        Program { name, signal, hook: hook.describe(), verdict, ..Program::default() }
     }
 }
 
 /// What to do about an error of the bpf(2) system call.
-pub fn remedy(errno: Option<i32>) -> &'static str {
+pub fn remedy(errno: Option<i32>, support: &Support) -> &'static str {
     match errno {
+        Some(libc::EPERM | libc::EACCES) if support.privileges.lockdown == "confidentiality" => {
+            "start the kernel without lockdown=confidentiality, which forbids to read its memory"
+        }
         Some(libc::EPERM | libc::EACCES) => {
             "run as root, or with CAP_BPF, CAP_PERFMON, CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE; in a container, also \
              outside its seccomp profile and its PID namespace"
@@ -161,22 +225,4 @@ pub fn remedy(errno: Option<i32>) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_program_serves_a_registered_signal_once() {
-        for (index, spec) in PROGRAMS.iter().enumerate() {
-            assert!(
-                crate::signal::ALL.iter().any(|signal| signal.name == spec.signal),
-                "{}",
-                spec.name
-            );
-            assert!(
-                PROGRAMS[..index].iter().all(|other| other.name != spec.name),
-                "{} twice",
-                spec.name
-            );
-        }
-    }
-}
+mod tests;

@@ -188,6 +188,11 @@ impl Sampler {
             && self.kernel.programs().iter().any(|row| row.verdict != Verdict::Impossible)
     }
 
+    /// What the kernel offers.
+    pub fn support(&self) -> &crate::kernel::Support {
+        self.kernel.support()
+    }
+
     /// What the host is.
     pub fn info(&self) -> &Info {
         &self.info

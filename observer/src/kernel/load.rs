@@ -1,0 +1,180 @@
+//! Loads the object of a rung, and each program by itself in the first way that the kernel takes.
+
+use std::{io, time::Duration};
+
+use anyhow::{Context as _, Result};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::RingBuf,
+    programs::{
+        BtfTracePoint, FEntry, Iter, PerfEvent, ProgramError,
+        perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
+    },
+    util::online_cpus,
+};
+use observer_abi::offsets::Layout;
+
+use super::{
+    Loaded, Options,
+    offsets::Found,
+    plan::{Choice, Plan, Refusal, remedy},
+    programs::{Hook, PROGRAMS, Spec, Variant},
+    support::Support,
+    tables::{Tables, Wire},
+};
+use crate::snapshot::Program;
+
+/// Aligned, because it is parsed as an ELF file in place.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer-ebpf"));
+
+/// Name in the object of the program that goes on the entry of a function, where the one named by its [`Spec`] goes on
+/// something else.
+pub(super) const EPOLL_ENTRY: &str = "epoll_wait_enter";
+
+/// Loads the object and starts what the plan says. The verdicts are those of what happened.
+pub(super) fn full(
+    plan: &Plan,
+    support: &Support,
+    found: &Found,
+    options: &Options,
+) -> Result<(Loaded, Vec<Program>)> {
+    let layout = Layout {
+        gap_threshold_ns: nanos(options.gap_threshold),
+        stall_threshold_ns: nanos(options.stall_threshold),
+        run_delay_threshold_ns: nanos(options.run_delay_threshold),
+        reclaim_threshold_ns: nanos(options.reclaim_threshold),
+        ..found.layout
+    };
+    let types = aya::Btf::parse_file(&options.btf, aya::Endianness::default())
+        .context("cannot read the kernel's type information")?;
+    let mut object = EbpfLoader::new()
+        .btf(Some(&types))
+        .override_global("OFFSETS", &Wire(found.offsets), true)
+        .override_global("LAYOUT", &Wire(layout), true)
+        .override_global(aya_log::LEVEL, &options.log_level, false)
+        .map_max_entries("EVENTS", options.ring_bytes.next_power_of_two().max(4096))
+        .load(OBJECT)
+        .context("cannot load the BPF object")?;
+    let mut epoll_hook = None;
+    let programs = PROGRAMS
+        .iter()
+        .zip(&plan.choices)
+        .map(|(spec, choice)| {
+            let (row, hook) = start(&mut object, spec, choice, &types, support, options);
+            if spec.standby {
+                epoll_hook = hook;
+            }
+            row
+        })
+        .collect();
+    let ring =
+        RingBuf::try_from(object.take_map("EVENTS").context("the BPF object has no map EVENTS")?)?;
+    let mut tables = Tables::take(&mut object)?;
+    tables.set_ports(&options.ports)?;
+    let logger =
+        (options.log_level > 0).then(|| aya_log::EbpfLogger::init(&mut object)).transpose()?;
+    Ok((Loaded { object, ring, tables, epoll_hook, epoll: None, logger }, programs))
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Starts one program in the first way that works.
+fn start(
+    object: &mut Ebpf,
+    spec: &Spec,
+    choice: &Choice,
+    types: &aya::Btf,
+    support: &Support,
+    options: &Options,
+) -> (Program, Option<Hook>) {
+    let mut refusal = choice.refusal.clone();
+    for way in &choice.ways {
+        match try_start(object, spec, way, types, options) {
+            Ok(()) => return (spec.running(way, &refusal), Some(way.hook)),
+            Err(error) if refusal.reason.is_empty() => refusal = refused(spec, &error, support),
+            Err(error) => drop(refused(spec, &error, support)),
+        }
+    }
+    (spec.impossible(&refusal), None)
+}
+
+/// Why the kernel has refused.
+pub(super) fn refused(spec: &Spec, error: &anyhow::Error, support: &Support) -> Refusal {
+    if let Some(ProgramError::LoadError { verifier_log, .. }) = error.downcast_ref::<ProgramError>()
+    {
+        tracing::debug!(program = spec.name, %verifier_log, "the verifier refused a program");
+    }
+    Refusal::new(brief(error), remedy(errno(error), support))
+}
+
+/// The system's number of an error, wherever it is in the chain.
+pub(super) fn errno(error: &anyhow::Error) -> Option<i32> {
+    error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
+}
+
+/// The error without the verifier's log, which is long: its last line tells.
+fn brief(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<ProgramError>() {
+        Some(ProgramError::LoadError { io_error, verifier_log }) => {
+            let log = verifier_log.to_string();
+            let told = log
+                .lines()
+                .rev()
+                .find(|line| !line.trim().is_empty() && !line.starts_with("processed"));
+            format!("the kernel refused it: {io_error}: {}", told.unwrap_or_default())
+        }
+        _ => format!("{error:#}"),
+    }
+}
+
+fn try_start(
+    object: &mut Ebpf,
+    spec: &Spec,
+    way: &Variant,
+    types: &aya::Btf,
+    options: &Options,
+) -> Result<()> {
+    let name = if matches!(way.hook, Hook::Entry(_)) { EPOLL_ENTRY } else { spec.name };
+    let program = object.program_mut(name).context("it is not in the BPF object")?;
+    match way.hook {
+        Hook::TpBtf(name) => {
+            let program: &mut BtfTracePoint = program.try_into()?;
+            program.load(name, types)?;
+            if !spec.standby {
+                program.attach()?;
+            }
+        }
+        Hook::Entry(name) => {
+            let program: &mut FEntry = program.try_into()?;
+            program.load(name, types)?;
+        }
+        Hook::Iter(name) => {
+            let program: &mut Iter = program.try_into()?;
+            program.load(name, types)?;
+        }
+        Hook::PageFaults => page_faults(program.try_into()?, options.fault_period)?,
+        Hook::Tracepoint(_) => anyhow::bail!("it is not in the BPF object"),
+    }
+    Ok(())
+}
+
+fn page_faults(program: &mut PerfEvent, period: u64) -> Result<()> {
+    program.load()?;
+    let config = PerfEventConfig::Software(SoftwareEvent::PageFaults);
+    let policy = SamplePolicy::Period(period);
+    let mut links = Vec::new();
+    for cpu in online_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))? {
+        let scope = PerfEventScope::AllProcessesOneCpu { cpu };
+        match program.attach(config, scope, policy, false) {
+            Ok(link) => links.push(link),
+            Err(error) => {
+                // Samples of some CPUs only would name the wrong stacks.
+                links.into_iter().for_each(|link| drop(program.detach(link)));
+                return Err(error.into());
+            }
+        }
+    }
+    Ok(())
+}
