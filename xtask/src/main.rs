@@ -7,6 +7,7 @@
 
 mod bench;
 mod command;
+mod lab;
 mod run;
 mod setup;
 mod skips;
@@ -31,6 +32,8 @@ enum Task {
     },
     /// Install what is missing, and run every test that this machine allows.
     Test,
+    /// Make real hangs with real programs, and see what the agent said before (docs/lab.md).
+    Lab(lab::Lab),
     /// Measure what the agent costs.
     Bench {
         #[command(subcommand)]
@@ -59,6 +62,7 @@ fn perform(task: &Task) -> anyhow::Result<()> {
     match task {
         Task::Run { args } => run::run(args),
         Task::Test => test::test(),
+        Task::Lab(lab) => lab::lab(lab),
         Task::Bench { bench } => bench::bench(bench),
         Task::Vm { vm } => vm::vm(vm),
     }

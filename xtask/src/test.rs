@@ -50,6 +50,8 @@ fn stages(report: &mut Report) -> Result<()> {
             "--package",
             "observer-tests",
             "--lib",
+            "--bin",
+            "lab",
             "--test",
             "agent",
             "--",

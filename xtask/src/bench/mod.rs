@@ -18,6 +18,7 @@ use std::{
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 
+pub(crate) use self::table::markdown;
 use self::{subject::Subject, workload::Workload};
 use crate::{
     command::{is_root, run},

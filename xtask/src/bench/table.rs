@@ -36,7 +36,7 @@ impl Spread {
 }
 
 /// A table with a heading, as Markdown.
-pub(super) fn markdown(heading: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn markdown(heading: &[&str], rows: &[Vec<String>]) -> String {
     let mut text = String::new();
     let mut line = |cells: &[String]| {
         text += &format!("| {} |\n", cells.join(" | "));

@@ -1,0 +1,124 @@
+//! The scenarios: each a file with one constant, and a line in [`ALL`].
+
+mod cache_thrash;
+mod event_loop_block;
+pub mod load;
+mod upload_leak;
+
+use observer_tests::{find_program, postgres};
+use serde::Serialize;
+
+use crate::stage::Stage;
+
+/// All of them, in the order of the report.
+pub const ALL: &[&Scenario] =
+    &[&upload_leak::SCENARIO, &cache_thrash::SCENARIO, &event_loop_block::SCENARIO];
+
+/// A fault with real programs, and its healthy twin.
+#[derive(Serialize)]
+pub struct Scenario {
+    /// Name, as on the command line.
+    pub name: &'static str,
+    /// Row of the incidents that it belongs to, I1 to I5.
+    pub incident: &'static str,
+    /// What it shows, in a sentence.
+    pub shows: &'static str,
+    /// Who must be named.
+    pub culprit: &'static str,
+    /// What the number of `--rate` is.
+    pub rate_unit: &'static str,
+    /// Its default.
+    pub rate: f64,
+    /// Longest time from the fault on.
+    pub seconds: u32,
+    /// What the machine must have.
+    pub needs: Needs,
+    /// Whether CI runs it.
+    pub ci: bool,
+    /// Sets the scene, calls [`Stage::begin`], breaks something.
+    #[serde(skip)]
+    pub fault: fn(&mut Stage),
+    /// The same, healthy.
+    #[serde(skip)]
+    pub twin: fn(&mut Stage),
+}
+
+/// What a machine must have.
+#[derive(Serialize)]
+pub struct Needs {
+    /// Programs.
+    pub programs: &'static [&'static str],
+    /// Memory of the guest, in MiB.
+    pub guest_mib: u32,
+    /// Operations a second that the guest's disk may do; unlimited if none.
+    pub disk_iops: Option<u32>,
+    /// Whether guest time is to follow instructions. Not where the disk is slow: that stays in host time.
+    pub icount: bool,
+    /// Whether it makes network namespaces or block devices.
+    pub privileged: bool,
+    /// Whether it can be run without a guest.
+    pub native: Native,
+}
+
+/// How a scenario runs without a guest.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Native {
+    /// It would harm the host.
+    Never,
+    /// It takes nothing that others miss.
+    Free,
+    /// In a memory control group of so many MiB.
+    MemoryMib(u32),
+}
+
+/// The scenario of this name.
+pub fn find(name: &str) -> Result<&'static Scenario, String> {
+    let known: Vec<_> = ALL.iter().map(|scenario| scenario.name).collect();
+    let found = ALL.iter().find(|scenario| scenario.name == name);
+    found.copied().ok_or_else(|| format!("no scenario {name}; there are {}", known.join(", ")))
+}
+
+/// Prints all of them.
+pub fn list(json: bool) {
+    if json {
+        let text = serde_json::to_string(ALL).expect("plain data");
+        println!("{text}");
+        return;
+    }
+    for scenario in ALL {
+        println!("{:<18} {}  {}", scenario.name, scenario.incident, scenario.shows);
+    }
+}
+
+impl Scenario {
+    /// What this machine lacks.
+    pub fn lacking(&self) -> Option<String> {
+        let has = |name: &str| match name {
+            "postgres" => postgres::find_binary(name).is_some(),
+            _ => find_program(name).is_some(),
+        };
+        let missing = self.needs.programs.iter().find(|name| !has(name))?;
+        Some(format!("{missing} is not installed"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_rows_exist() {
+        let mut names: Vec<_> = ALL.iter().map(|scenario| scenario.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+        for scenario in ALL {
+            assert!(
+                ["I1", "I2", "I3", "I4", "I5"].contains(&scenario.incident),
+                "{}",
+                scenario.name
+            );
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! What the runs have shown, for people.
+
+use super::{
+    Row,
+    score::{Hang, Score},
+};
+use crate::bench::markdown;
+
+const HEADING: [&str; 11] = [
+    "scenario",
+    "incident",
+    "place",
+    "hang after",
+    "length",
+    "OOM kill after",
+    "first failed request after",
+    "warned after",
+    "lead",
+    "false alarms",
+    "host s",
+];
+
+/// The table of all runs, and below it what the agent's signals showed.
+pub(super) fn table(rows: &[Row]) -> String {
+    let cells: Vec<Vec<String>> = rows.iter().map(cells).collect();
+    let mut text = markdown(&HEADING, &cells);
+    text += "\nWhat the agent's signals showed, in seconds after the fault:\n\n";
+    for row in rows {
+        if let Ok(score) = &row.result {
+            text += &format!("- {}: {}\n", name(row), signals(score));
+        }
+    }
+    text
+}
+
+/// The file of the report.
+pub(super) fn page(table: &str) -> String {
+    format!(
+        "# The hang laboratory: what the runs have shown\n\n\
+         Made by `cargo xtask lab --all --report`; the form of a run is in [lab.md](../lab.md). Times are seconds of the \
+         run's own clock since the fault began. A twin is the same software in good health.\n\n{table}"
+    )
+}
+
+/// One run in a sentence.
+pub(super) fn sentence(score: &Score) -> String {
+    let seconds = |at: Option<f64>| at.map_or("never".to_owned(), |at| format!("after {at:.1} s"));
+    format!(
+        "hang {} ({}), OOM kill {}, first failed request {}, warned {}, {}, {} false alarms; signals: {}; \
+         witness: {} samples, longest gap {:.2} s{}",
+        seconds(score.hang.map(|hang| hang.onset_s)),
+        score.hang.map_or("none".to_owned(), length),
+        seconds(score.oom_kill_s),
+        seconds(score.failed_s),
+        seconds(score.warned_s),
+        if score.findings == 0 {
+            "no findings".to_owned()
+        } else {
+            format!("{} findings", score.findings)
+        },
+        score.false_alarms,
+        signals(score),
+        score.witness.samples,
+        score.witness.longest_gap_s,
+        if score.witness.hardened { "" } else { ", not locked or not real-time" },
+    )
+}
+
+fn name(row: &Row) -> String {
+    let twin = row.result.as_ref().is_ok_and(|score| score.twin);
+    format!("{}{}", row.scenario.name(), if twin { " (twin)" } else { "" })
+}
+
+fn cells(row: &Row) -> Vec<String> {
+    let mut cells = vec![name(row), row.scenario.text("incident").to_owned(), row.place.clone()];
+    match &row.result {
+        Ok(score) => cells.extend([
+            seconds(score.hang.map(|hang| hang.onset_s)),
+            score.hang.map_or("-".to_owned(), length),
+            seconds(score.oom_kill_s),
+            seconds(score.failed_s),
+            if score.findings == 0 { "no findings".to_owned() } else { seconds(score.warned_s) },
+            seconds(score.lead_s()),
+            score.false_alarms.to_string(),
+        ]),
+        Err(error) => {
+            let first = error.lines().next().unwrap_or_default().replace('|', "/");
+            cells.push(first);
+            cells.resize(HEADING.len() - 1, String::new());
+        }
+    }
+    cells.push(format!("{:.0}", row.wall.as_secs_f64()));
+    cells
+}
+
+fn seconds(at: Option<f64>) -> String {
+    at.map_or("-".to_owned(), |at| format!("{at:.1}"))
+}
+
+fn length(hang: Hang) -> String {
+    format!("{}{:.0} s", if hang.open { "over " } else { "" }, hang.length_s)
+}
+
+fn signals(score: &Score) -> String {
+    if score.signals.is_empty() {
+        return "nothing".to_owned();
+    }
+    let shown = score.signals.iter().map(|(what, at)| format!("{what} ({at:.1})"));
+    shown.collect::<Vec<_>>().join(", ")
+}

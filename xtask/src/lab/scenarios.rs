@@ -1,0 +1,107 @@
+//! The registry of scenarios, which the binary `lab` holds.
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use crate::{
+    command::{command, output},
+    setup::Tools,
+};
+
+/// The binary of the laboratory, as cargo leaves it.
+pub(super) const BINARY: &str = "target/debug/lab";
+
+/// A scenario, as the registry tells it (tests/lab/scenario/mod.rs).
+#[derive(Debug, Clone)]
+pub(super) struct Scenario(Value);
+
+/// How it runs without a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Native {
+    /// Not at all: it would harm the host.
+    Never,
+    /// It takes nothing that others miss.
+    Free,
+    /// In a memory control group of so many MiB.
+    MemoryMib(u64),
+}
+
+/// Builds the binary and asks it.
+pub(super) fn all(tools: &Tools) -> Result<Vec<Scenario>> {
+    crate::command::run(&mut tools.cargo(&[
+        "build",
+        "--package",
+        "observer-tests",
+        "--bin",
+        "lab",
+    ]))?;
+    parse(&output(&mut command(&[BINARY, "list", "--json"]))?)
+}
+
+fn parse(json: &str) -> Result<Vec<Scenario>> {
+    let list: Vec<Value> = serde_json::from_str(json).context("list of scenarios")?;
+    Ok(list.into_iter().map(Scenario).collect())
+}
+
+impl Scenario {
+    pub(super) fn name(&self) -> &str {
+        self.0["name"].as_str().unwrap_or_default()
+    }
+
+    pub(super) fn text(&self, key: &str) -> &str {
+        self.0[key].as_str().unwrap_or_default()
+    }
+
+    /// A number among its needs.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for guests"))]
+    pub(super) fn need(&self, key: &str) -> Option<u64> {
+        self.0["needs"][key].as_u64()
+    }
+
+    /// A yes or no among its needs.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for guests"))]
+    pub(super) fn needs(&self, key: &str) -> bool {
+        self.0["needs"][key] == true
+    }
+
+    pub(super) fn is_in_ci(&self) -> bool {
+        self.0["ci"] == true
+    }
+
+    /// Longest time from the fault on, by the clock of the run.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for guests"))]
+    pub(super) fn seconds(&self) -> u64 {
+        self.0["seconds"].as_u64().unwrap_or(120)
+    }
+
+    pub(super) fn native(&self) -> Native {
+        let native = &self.0["needs"]["native"];
+        match native["memory_mib"].as_u64() {
+            Some(mib) => Native::MemoryMib(mib),
+            None if native == "free" => Native::Free,
+            None => Native::Never,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_registry_is_understood() {
+        let one = |native: &str| {
+            let json = format!(
+                r#"[{{"name":"a","ci":true,"seconds":9,"needs":{{"guest_mib":512,"disk_iops":null,"icount":true,"native":{native}}}}}]"#
+            );
+            parse(&json).expect("a list").remove(0)
+        };
+        let scenario = one(r#""free""#);
+        assert_eq!((scenario.name(), scenario.is_in_ci(), scenario.seconds()), ("a", true, 9));
+        assert_eq!((scenario.need("guest_mib"), scenario.need("disk_iops")), (Some(512), None));
+        assert!(scenario.needs("icount") && !scenario.needs("privileged"));
+        assert_eq!(scenario.native(), Native::Free);
+        assert_eq!(one(r#"{"memory_mib":256}"#).native(), Native::MemoryMib(256));
+        assert_eq!(one(r#""never""#).native(), Native::Never);
+    }
+}

@@ -1,0 +1,230 @@
+//! From a time line to a verdict: when the host hung, and whether somebody was warned before. Pure.
+
+use serde_json::Value;
+
+use super::timeline::{Event, Timeline};
+
+/// What a run has shown. Times are seconds since the fault began, by the clock of the run.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Score {
+    /// Whether the software was healthy.
+    pub(super) twin: bool,
+    /// The first hang.
+    pub(super) hang: Option<Hang>,
+    /// The first OOM kill.
+    pub(super) oom_kill_s: Option<f64>,
+    /// When the first request was sent that failed.
+    pub(super) failed_s: Option<f64>,
+    /// The first finding of WARN or worse after the fault that names the culprit.
+    pub(super) warned_s: Option<f64>,
+    /// Findings of any level.
+    pub(super) findings: usize,
+    /// Findings of WARN or worse that name somebody else, or come before the fault, or on a twin.
+    pub(super) false_alarms: usize,
+    /// What the agent's signals showed, as long as nobody judges: what and when.
+    pub(super) signals: Vec<(String, f64)>,
+    /// How well the witness could see.
+    pub(super) witness: Witness,
+}
+
+/// A hang: a shell or a request took more than five seconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Hang {
+    /// When the first of them was started.
+    pub(super) onset_s: f64,
+    /// How long it lasted, or at least lasted.
+    pub(super) length_s: f64,
+    /// Whether it was still on when the run ended.
+    pub(super) open: bool,
+}
+
+/// The witness's own state.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Witness {
+    /// Samples of the vitals.
+    pub(super) samples: usize,
+    /// Longest time between two of them.
+    pub(super) longest_gap_s: f64,
+    /// Whether its memory was locked and its class real-time.
+    pub(super) hardened: bool,
+}
+
+impl Score {
+    /// From the first correct warning to the first failed request.
+    pub(super) fn lead_s(&self) -> Option<f64> {
+        Some(self.failed_s? - self.warned_s?)
+    }
+}
+
+/// Judges a run; `None` if its fault never began.
+pub(super) fn score(run: &Timeline) -> Option<Score> {
+    let fault_s = run.of("scenario", "fault_start").next()?.t_s;
+    let since = |event: &Event| event.t_s - fault_s;
+    let culprits = Culprits::of(run);
+    let twin = run.header["twin"] == true;
+    let alarms: Vec<_> = run.of("agent", "finding").filter(|event| is_alarm(event)).collect();
+    let right = |event: &Event| !twin && event.t_s >= fault_s && culprits.has(event);
+    Some(Score {
+        twin,
+        hang: hang(run, fault_s),
+        oom_kill_s: run.of("witness", "oom_kill").next().map(since),
+        failed_s: run.of("witness", "first_failed_request").next().map(since),
+        warned_s: alarms.iter().find(|event| right(event)).map(|event| since(event)),
+        findings: run.of("agent", "finding").count(),
+        false_alarms: alarms.iter().filter(|event| !right(event)).count(),
+        signals: signals(run, fault_s, &culprits),
+        witness: witness(run),
+    })
+}
+
+/// Whether a finding is WARN or worse. A level that is not known counts: better a false alarm than one that is not seen.
+fn is_alarm(event: &Event) -> bool {
+    let level = event.text("level").to_ascii_lowercase();
+    !["info", "notice", "debug", "clear"].contains(&level.as_str())
+}
+
+fn hang(run: &Timeline, fault_s: f64) -> Option<Hang> {
+    let start = run.of("witness", "hang_start").find(|event| event.t_s >= fault_s)?;
+    let end = run.of("witness", "hang_end").find(|event| event.t_s >= start.t_s);
+    let last_s = run.of("witness", "vitals").last().map_or(start.t_s, |event| event.t_s);
+    Some(Hang {
+        onset_s: start.t_s - fault_s,
+        length_s: end.map_or(last_s, |event| event.t_s) - start.t_s,
+        open: end.is_none(),
+    })
+}
+
+/// Who may be named.
+struct Culprits {
+    pids: Vec<u64>,
+    names: Vec<String>,
+}
+
+impl Culprits {
+    /// All that the scenario has told in the course of the run: workers are started anew.
+    fn of(run: &Timeline) -> Self {
+        let list = |key: &'static str| {
+            let told = run.of("scenario", "culprit");
+            told.filter_map(move |event| event.values[key].as_array()).flatten()
+        };
+        let name = |value: &Value| value.as_str().map(str::to_owned);
+        Self {
+            pids: list("pids").filter_map(Value::as_u64).collect(),
+            names: list("names").filter_map(name).collect(),
+        }
+    }
+
+    /// A pid decides where there is one: an innocent process may have the culprit's name.
+    fn has(&self, event: &Event) -> bool {
+        match event.values["culprit_pid"].as_u64() {
+            Some(pid) => self.pids.contains(&pid),
+            None => self.names.iter().any(|name| name == event.text("culprit_name")),
+        }
+    }
+}
+
+/// The first of each thing that the agent's signals showed after the fault.
+fn signals(run: &Timeline, fault_s: f64, culprits: &Culprits) -> Vec<(String, f64)> {
+    let after = |event: &&Event| event.t_s >= fault_s;
+    let left = run.of("agent", "time_left").filter(after).find(|event| culprits.has(event));
+    let left = left.map(|event| {
+        let seconds = event.number("time_left_s").unwrap_or_default();
+        (format!("culprit with {seconds:.0} s left"), event.t_s - fault_s)
+    });
+    let first = |what: &'static str| {
+        let event = run.of("agent", what).find(after)?;
+        Some((what.replace('_', " "), event.t_s - fault_s))
+    };
+    let spans = run.of("agent", "first_span").filter(after);
+    let spans = spans.map(|event| (event.text("name").to_owned(), event.t_s - fault_s));
+    left.into_iter().chain(first("limit_hit")).chain(first("oom_kill")).chain(spans).collect()
+}
+
+fn witness(run: &Timeline) -> Witness {
+    let times: Vec<f64> = run.of("witness", "vitals").map(|event| event.t_s).collect();
+    let gaps = times.windows(2).map(|pair| pair[1] - pair[0]);
+    let state = run.of("witness", "witness").find(|event| event.text("probe") == "vitals");
+    let is = |key: &str| state.is_some_and(|event| event.values[key] == true);
+    Witness {
+        samples: times.len(),
+        longest_gap_s: gaps.fold(0.0, f64::max),
+        hardened: is("memory_locked") && is("real_time"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FAULT: &str = r#"{"t_s":10,"source":"scenario","what":"culprit","pids":[7],"names":["node"]}
+{"t_s":20,"source":"scenario","what":"fault_start"}"#;
+
+    fn scored(twin: bool, events: &str) -> Score {
+        let text = format!("{{\"lab\":1,\"twin\":{twin}}}\n{FAULT}\n{events}");
+        score(&Timeline::parse(&text).expect("a time line")).expect("a fault")
+    }
+
+    fn finding(t_s: u32, level: &str, culprit: &str) -> String {
+        format!(r#"{{"t_s":{t_s},"source":"agent","what":"finding","level":"{level}",{culprit}}}"#)
+    }
+
+    const FAILED: &str = r#"{"t_s":45,"source":"witness","what":"first_failed_request"}"#;
+
+    #[test]
+    fn the_lead_is_from_the_first_correct_warning_to_the_first_failure() {
+        let events = [
+            finding(22, "INFO", r#""culprit_pid":7"#),
+            finding(24, "WARN", r#""culprit_pid":8,"culprit_name":"node""#),
+            finding(25, "WARN", r#""culprit_name":"node""#),
+            finding(26, "CRITICAL", r#""culprit_pid":7"#),
+            FAILED.to_owned(),
+        ];
+        let score = scored(false, &events.join("\n"));
+        assert_eq!(
+            (score.warned_s, score.failed_s, score.lead_s()),
+            (Some(5.0), Some(25.0), Some(20.0))
+        );
+        assert_eq!((score.findings, score.false_alarms), (4, 1));
+    }
+
+    #[test]
+    fn a_twin_has_no_culprit() {
+        let score = scored(true, &finding(25, "WARN", r#""culprit_pid":7"#));
+        assert_eq!((score.warned_s, score.false_alarms), (None, 1));
+    }
+
+    #[test]
+    fn a_hang_without_end_lasts_as_long_as_somebody_looked() {
+        let start = r#"{"t_s":30,"source":"witness","what":"hang_start"}"#;
+        let vitals = r#"{"t_s":70,"source":"witness","what":"vitals"}"#;
+        let score = scored(false, &format!("{start}\n{vitals}"));
+        assert_eq!(score.hang, Some(Hang { onset_s: 10.0, length_s: 40.0, open: true }));
+        let end = r#"{"t_s":50,"source":"witness","what":"hang_end"}"#;
+        let score = scored(false, &format!("{start}\n{end}\n{vitals}"));
+        assert_eq!(score.hang, Some(Hang { onset_s: 10.0, length_s: 20.0, open: false }));
+    }
+
+    #[test]
+    fn signals_are_told_from_the_fault_on() {
+        let left = |t_s: u32, pid: u32| {
+            format!(
+                r#"{{"t_s":{t_s},"source":"agent","what":"time_left","time_left_s":31.6,"culprit_pid":{pid}}}"#
+            )
+        };
+        let span = r#"{"t_s":33,"source":"agent","what":"first_span","name":"memory.reclaim"}"#;
+        let score = scored(false, &format!("{}\n{}\n{span}", left(21, 9), left(22, 7)));
+        let expected =
+            [("culprit with 32 s left".to_owned(), 2.0), ("memory.reclaim".to_owned(), 13.0)];
+        assert_eq!(score.signals, expected);
+    }
+
+    #[test]
+    fn a_witness_that_stood_still_is_seen() {
+        let vitals = |t_s: f64| format!(r#"{{"t_s":{t_s},"source":"witness","what":"vitals"}}"#);
+        let events = [20.25, 20.5, 23.5].map(vitals).join("\n");
+        let witness = scored(false, &events).witness;
+        assert_eq!(witness, Witness { samples: 3, longest_gap_s: 3.0, hardened: false });
+        let run = Timeline::parse("{\"lab\":1}\n").expect("a time line");
+        assert_eq!(score(&run), None);
+    }
+}
