@@ -58,7 +58,7 @@ pub(crate) fn line(command: &Command) -> String {
 }
 
 /// A word as a shell needs it.
-fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%*".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()

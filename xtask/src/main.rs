@@ -1,4 +1,4 @@
-//! The tasks of this workspace: `cargo xtask run`, `cargo xtask test`, `cargo xtask bench`.
+//! The tasks of this workspace: `cargo xtask run`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask vm`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -39,11 +39,8 @@ enum Task {
         #[command(subcommand)]
         bench: bench::Bench,
     },
-    /// Run programs on other kernels.
-    Vm {
-        #[command(subcommand)]
-        vm: vm::Vm,
-    },
+    /// Run a command on other kernels, in virtual machines.
+    Vm(Box<vm::Vm>),
 }
 
 fn main() -> ExitCode {
@@ -64,7 +61,7 @@ fn perform(task: &Task) -> anyhow::Result<()> {
         Task::Test => test::test(),
         Task::Lab(lab) => lab::lab(lab),
         Task::Bench { bench } => bench::bench(bench),
-        Task::Vm { vm } => vm::vm(vm),
+        Task::Vm(vm) => vm::vm(vm),
     }
 }
 

@@ -23,6 +23,8 @@ pub(crate) const PM2_VERSION: &str = "7.0.4";
 pub(crate) enum Purpose {
     /// Build the agent and run it.
     Run,
+    /// Boot other kernels in virtual machines.
+    Vm,
     /// Run all tests.
     Test,
     /// Measure, beside the tools of others.
@@ -91,7 +93,7 @@ const fn item(
 /// All items; an item is installed after those above it.
 pub(crate) const ITEMS: &[Item] = {
     use Check::{BpfLinker, File, Program, Python, Rotel, RustSource, Toolchain};
-    use Purpose::{Bench, Run, Test};
+    use Purpose::{Bench, Run, Test, Vm};
     use Source::{Cargo, Package, Pip, Rustup};
     &[
         item("cc", "links Rust programs", Run, Program("cc"), Package(&["build-essential"])),
@@ -116,6 +118,21 @@ pub(crate) const ITEMS: &[Item] = {
         item("nightly Rust", "compiles for the BPF target", Run, Toolchain, Rustup),
         item("rust-src", "core is built from source for the BPF target", Run, RustSource, Rustup),
         item("bpf-linker", "links the BPF half", Run, BpfLinker, Cargo),
+        item(
+            "QEMU",
+            "emulates machines with other kernels",
+            Vm,
+            Program("qemu-system-x86_64"),
+            Package(&["qemu-system-x86"]),
+        ),
+        item(
+            "depmod",
+            "orders modules of other kernels",
+            Vm,
+            Program("depmod"),
+            Package(&["kmod"]),
+        ),
+        item("xz", "unpacks modules of other kernels", Vm, Program("xz"), Package(&["xz-utils"])),
         item(
             "PostgreSQL",
             "tests watch real connections to it",
