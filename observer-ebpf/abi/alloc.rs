@@ -77,8 +77,8 @@ pub struct FaultSite {
 pub struct Faults {
     /// How many.
     pub samples: u64,
-    /// Word at the top of the user stack. In a leaf function without a frame, such as memset(3), it is the return address,
-    /// and its caller is missing from the stack that frame pointers give.
+    /// Word at the top of the user stack, or the link register of arm64. In a leaf function without a frame, such as
+    /// memset(3), it is the return address, and its caller is missing from the stack that frame pointers give.
     pub leaf_return: u64,
 }
 

@@ -68,7 +68,7 @@ offsets! {
     cfs_rq_rq = "cfs_rq"."rq",
     /// Clock of a CPU's run queue.
     rq_clock = "rq"."clock",
-    /// System call number of the interrupted user mode, or -1 (x86).
+    /// System call number of the interrupted user mode, or -1; its low 32 bits.
     pt_regs_syscall = "pt_regs"."orig_ax|syscallno",
     /// First argument of the system call.
     pt_regs_argument = "pt_regs"."di|regs",
@@ -182,6 +182,8 @@ pub struct Layout {
     pub io_wait_byte: u64,
     /// Mask of that bit.
     pub io_wait_mask: u64,
+    /// Byte of `pt_regs` that holds the link register; 0 where a call puts its return address on the stack (x86).
+    pub link_register: u64,
     /// Event-loop gaps from here on make a record, nanoseconds.
     pub gap_threshold_ns: u64,
     /// Blocked times from here on make a record, nanoseconds.
@@ -204,6 +206,7 @@ impl Layout {
         process_exit_has_group_dead: 0,
         io_wait_byte: 0,
         io_wait_mask: 0,
+        link_register: 0,
         gap_threshold_ns: u64::MAX,
         stall_threshold_ns: u64::MAX,
         run_delay_threshold_ns: u64::MAX,

@@ -26,7 +26,7 @@ use observer_abi::{
 
 use crate::{
     emit::{count, emit},
-    kernel::{self, Object, get, ktime_ns, layout, resident_pages},
+    kernel::{self, Object, get, ktime_ns, layout, load, resident_pages},
     sched,
 };
 
@@ -45,6 +45,8 @@ const KERNEL_THREAD: u32 = 0x0020_0000;
 /// TASK_UNINTERRUPTIBLE without TASK_NOLOAD.
 const UNINTERRUPTIBLE: u32 = 2;
 const NO_LOAD: u32 = 0x400;
+/// Bits of a user address of arm64; those above may sign it (pointer authentication).
+const CODE_ADDRESS: u64 = (1 << 48) - 1;
 /// A process that lives shorter than this never shows in a table that is read once a second.
 const SHORT_LIFE_NS: u64 = 1_000_000_000;
 
@@ -149,11 +151,16 @@ fn page_fault(ctx: PerfEventContext) -> u32 {
     0
 }
 
-/// Word at the top of the current task's user stack; 0 if it cannot be read without a fault.
+/// Where a user function without a frame returns to: the link register, else the word at the top of the current task's
+/// user stack; 0 if that cannot be read without a fault.
 #[inline(always)]
 fn leaf_return() -> u64 {
     let task = kernel::current();
     let regs = unsafe { bpf_task_pt_regs(task.cast::<task_struct>().cast_mut()) } as Object;
+    let link_register = layout!(link_register);
+    if link_register != 0 {
+        return load::<u64>(regs, link_register) & CODE_ADDRESS;
+    }
     let top: u64 = get!(regs, pt_regs_sp as u64);
     unsafe { bpf_probe_read_user(top as *const u64) }.unwrap_or(0)
 }

@@ -52,7 +52,7 @@ pub(super) fn full(
         .override_global("OFFSETS", &Wire(found.offsets), true)
         .override_global("LAYOUT", &Wire(layout), true)
         .override_global(aya_log::LEVEL, &options.log_level, false)
-        .map_max_entries("EVENTS", options.ring_bytes.next_power_of_two().max(4096))
+        .map_max_entries("EVENTS", ring_bytes(options.ring_bytes))
         .load(OBJECT)
         .context("cannot load the BPF object")?;
     let mut epoll_hook = None;
@@ -74,6 +74,12 @@ pub(super) fn full(
     let logger =
         (options.log_level > 0).then(|| aya_log::EbpfLogger::init(&mut object)).transpose()?;
     Ok((Loaded { object, ring, tables, epoll_hook, epoll: None, logger }, programs))
+}
+
+/// A power of two of whole pages, which are up to 64 KiB on arm64 (kernel/bpf/ringbuf.c refuses others).
+fn ring_bytes(wanted: u32) -> u32 {
+    let page_bytes = u32::try_from(rustix::param::page_size()).unwrap_or(u32::MAX >> 1);
+    wanted.max(page_bytes).next_power_of_two()
 }
 
 fn nanos(duration: Duration) -> u64 {

@@ -44,6 +44,7 @@ fn layout(btf: &Btf<'_>, offsets: &mut Offsets) -> Layout {
     }
     let io_wait = btf.member("task_struct", "in_iowait");
     let parameters = |name| btf.tracepoint_parameters(name).unwrap_or_default();
+    let registers = btf.member("pt_regs", "regs").filter(|_| cfg!(target_arch = "aarch64"));
     let [epoll_wait, epoll_pwait, epoll_pwait2] = EPOLL_SYSCALLS;
     Layout {
         rss_stride: u64::from(counter.unwrap_or(8)),
@@ -55,9 +56,13 @@ fn layout(btf: &Btf<'_>, offsets: &mut Offsets) -> Layout {
         process_exit_has_group_dead: u64::from(parameters("sched_process_exit").len() >= 2),
         io_wait_byte: io_wait.map_or(0, byte_offset),
         io_wait_mask: io_wait.map_or(0, |member| 1 << (member.bit_offset % 8)),
+        link_register: registers.map_or(0, |member| byte_offset(member) + LINK_REGISTER * 8),
         ..Layout::NONE
     }
 }
+
+/// x30, as the procedure call standard of arm64 has it.
+const LINK_REGISTER: u64 = 30;
 
 /// epoll_wait, epoll_pwait, epoll_pwait2 (arch/*/entry/syscalls, include/uapi/asm-generic/unistd.h).
 #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,6 @@
 //! Callers that frame pointers miss. The C library's memset, memcpy and the like are leaf functions without a frame: when
 //! they touch a page, the frame pointer is still their caller's, and the walk begins with the caller's caller. Their return
-//! address lies at the top of the stack.
+//! address lies at the top of the stack, or in the link register of arm64.
 
 use std::fs;
 
@@ -12,8 +12,8 @@ struct Code<'a> {
     file: &'a str,
 }
 
-/// The stacks, with the return address put behind the innermost frame where that is in the C library and the word at the top
-/// of the stack leads into code elsewhere.
+/// The stacks, with the return address put behind the innermost frame where that is in the C library and the return
+/// address leads into code elsewhere: a link register that the library has used since leads into the library.
 pub(super) fn with_callers(pid: u32, stacks: &[Vec<u64>], leaf_returns: &[u64]) -> Vec<Vec<u64>> {
     // Without maps (the process is gone) the stacks stay as they are; their names will be addresses.
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
