@@ -37,6 +37,13 @@ impl Cgroup {
         Some(group)
     }
 
+    /// One that may hold `count` tasks, processes and threads together; `None` if this host has no such controller.
+    pub fn with_task_limit(name: &str, count: u32) -> Option<Self> {
+        let (group, _) = Self::new("pids", name)?;
+        group.write("pids.max", &count.to_string());
+        Some(group)
+    }
+
     /// A command that runs `program` inside.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("sh");

@@ -16,7 +16,12 @@ pub struct Node {
 impl Node {
     /// Starts a script with these options of `node` and this environment.
     pub fn start(script: &str, options: &[&str], env: &[(&str, &str)]) -> Self {
-        let source = Source::new("server.js", script);
+        Self::named("server.js", script, options, env)
+    }
+
+    /// Starts a script under a name of its own.
+    pub fn named(name: &'static str, script: &str, options: &[&str], env: &[(&str, &str)]) -> Self {
+        let source = Source::new(name, script);
         let mut command = Command::new("node");
         command.args(options).arg(source.path()).current_dir(source.dir());
         command.envs(env.iter().copied());

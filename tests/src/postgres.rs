@@ -1,7 +1,8 @@
 //! A real PostgreSQL server on loopback, and the smallest client that can count its bytes.
 
 use std::{
-    io,
+    fs::OpenOptions,
+    io::{self, Write as _},
     os::unix::{fs::chown, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
@@ -27,6 +28,23 @@ pub fn find_binary(name: &str) -> Option<PathBuf> {
     binaries.filter(|path| path.is_file()).max()
 }
 
+/// What differs from one server to the next.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings<'a> {
+    /// Where it listens beside 127.0.0.1; nowhere if empty.
+    pub address: &'a str,
+    /// Its port; one that is free, if 0.
+    pub port: u16,
+    /// `max_connections`. Three of them are for superusers.
+    pub max_connections: u32,
+}
+
+impl Default for Settings<'_> {
+    fn default() -> Self {
+        Self { address: "", port: 0, max_connections: 400 }
+    }
+}
+
 /// A running server, data in a directory of its own.
 pub struct Postgres {
     program: Program,
@@ -36,8 +54,13 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Starts one that trusts every client. It refuses to run as root, so it runs as the package's user.
+    /// Starts one that trusts every client.
     pub fn start() -> Self {
+        Self::with(Settings::default())
+    }
+
+    /// Starts one with these settings. It refuses to run as root, so it runs as the package's user.
+    pub fn with(settings: Settings) -> Self {
         let data = TempDir::new().expect("a temporary directory");
         let (user, group) = user_ids("postgres").expect("the package has made the user postgres");
         chown(data.path(), Some(user), Some(group)).expect("root may give a directory away");
@@ -50,16 +73,25 @@ impl Postgres {
         let made = command("initdb").args(["-A", "trust", "-U", "postgres", "--no-sync"]).output();
         let made = made.expect("initdb can be started");
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        let port = free_port();
+        if !settings.address.is_empty() {
+            let rules = data.path().join("db/pg_hba.conf");
+            let mut rules = OpenOptions::new().append(true).open(rules).expect("initdb made it");
+            writeln!(rules, "host all all all trust").expect("it can be written");
+        }
+        let port = if settings.port == 0 { free_port() } else { settings.port };
         let mut server = command("postgres");
         server.args(["-p", &port.to_string()]);
         let sockets = format!("unix_socket_directories={}", data.path().display());
-        for setting in ["listen_addresses=127.0.0.1", "max_connections=400", "fsync=off", &sockets]
-        {
+        let addresses = match settings.address {
+            "" => "listen_addresses=127.0.0.1".to_owned(),
+            address => format!("listen_addresses=127.0.0.1,{address}"),
+        };
+        let connections = format!("max_connections={}", settings.max_connections);
+        for setting in [&addresses, &connections, "fsync=off", &sockets] {
             server.args(["-c", setting]);
         }
         let program = Program::start(&mut server);
-        wait_until("PostgreSQL answers", seconds(20), || {
+        wait_until("PostgreSQL answers", seconds(60), || {
             Client::connect(port).ok().map(Client::close)
         });
         Self { program, port, _data: data }
@@ -110,12 +142,24 @@ impl Client {
 
     /// Reads everything up to ReadyForQuery.
     pub fn receive(&mut self) -> io::Result<()> {
+        self.receive_value().map(drop)
+    }
+
+    /// Sends a query and gives the first field of its last row; empty if there is none.
+    pub fn value(&mut self, query: &str) -> io::Result<String> {
+        self.send(query)?;
+        self.receive_value()
+    }
+
+    fn receive_value(&mut self) -> io::Result<String> {
+        let mut value = String::new();
         loop {
             let head = self.wire.read(5)?;
             let size = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
             let body = self.wire.read(size.saturating_sub(4))?;
             match head[0] {
-                b'Z' => return Ok(()),
+                b'Z' => return Ok(value),
+                b'D' => value = first_field(&body),
                 b'E' => return Err(io::Error::other(String::from_utf8_lossy(&body).into_owned())),
                 _ => {}
             }
@@ -144,6 +188,13 @@ impl Client {
     fn terminate(&mut self) {
         self.wire.write(&[b'X', 0, 0, 0, 4]).expect("the server is there");
     }
+}
+
+/// Of a row: number of fields in two bytes, then each with its length in four; a NULL has length -1.
+fn first_field(row: &[u8]) -> String {
+    let length = row.get(2..6).and_then(|bytes| bytes.try_into().ok()).map(i32::from_be_bytes);
+    let length = length.and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+    String::from_utf8_lossy(row.get(6..6 + length).unwrap_or_default()).into_owned()
 }
 
 fn length(bytes: usize) -> [u8; 4] {

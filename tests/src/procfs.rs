@@ -55,3 +55,11 @@ pub fn process_count() -> usize {
     let pids = entries.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok());
     pids.filter(|pid| memory(*pid).is_some()).count()
 }
+
+/// Children of a process, whichever of its threads made them.
+pub fn children(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let text = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children"));
+    let words = tasks.filter_map(|task| text(task).ok()).collect::<Vec<_>>().join(" ");
+    words.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}

@@ -22,8 +22,12 @@ pub struct Redis {
 impl Redis {
     /// Starts it.
     pub fn start() -> Self {
+        Self::on(free_port())
+    }
+
+    /// Starts it on this port.
+    pub fn on(port: u16) -> Self {
         let data = TempDir::new().expect("a temporary directory");
-        let port = free_port();
         let mut command = Command::new("redis-server");
         command.current_dir(data.path()).args(["--port", &port.to_string()]);
         command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);

@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Result, bail};
 
 use super::scenarios::{BINARY, Native, Scenario};
-use crate::command::{command, run};
+use crate::{
+    command::{command, run},
+    vm::path_with_pm2,
+};
 
 /// A place.
 pub(super) enum Place {
@@ -57,5 +60,9 @@ fn native(scenario: &Scenario, agent: &Path, mut args: Vec<String>, out: &Path) 
     args.push(out.to_string_lossy().into_owned());
     let mut words = vec![BINARY.to_owned()];
     words.extend(args);
-    run(command(&words).env("OBSERVER_BIN", agent))
+    let mut lab = command(&words);
+    if scenario.runs("pm2") {
+        lab.env("PATH", path_with_pm2()?);
+    }
+    run(lab.env("OBSERVER_BIN", agent))
 }

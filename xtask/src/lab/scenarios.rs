@@ -64,6 +64,12 @@ impl Scenario {
         self.0["needs"][key] == true
     }
 
+    /// Whether it runs this program.
+    pub(super) fn runs(&self, program: &str) -> bool {
+        let programs = self.0["needs"]["programs"].as_array();
+        programs.is_some_and(|programs| programs.iter().any(|name| name == program))
+    }
+
     pub(super) fn is_in_ci(&self) -> bool {
         self.0["ci"] == true
     }
@@ -78,7 +84,8 @@ impl Scenario {
         let native = &self.0["needs"]["native"];
         match native["memory_mib"].as_u64() {
             Some(mib) => Native::MemoryMib(mib),
-            None if native == "free" => Native::Free,
+            // A network of its own, where it needs one, is the binary's business.
+            None if native == "free" || native == "own_network" => Native::Free,
             None => Native::Never,
         }
     }
@@ -102,6 +109,7 @@ mod tests {
         assert!(scenario.needs("icount") && !scenario.needs("privileged"));
         assert_eq!(scenario.native(), Native::Free);
         assert_eq!(one(r#"{"memory_mib":256}"#).native(), Native::MemoryMib(256));
+        assert_eq!(one(r#""own_network""#).native(), Native::Free);
         assert_eq!(one(r#""never""#).native(), Native::Never);
     }
 }

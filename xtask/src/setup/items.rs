@@ -18,6 +18,9 @@ pub(crate) const ROTEL_VERSION: &str = "0.0.1a15";
 /// Version of PM2, the process manager of the incidents that are played again.
 pub(crate) const PM2_VERSION: &str = "7.0.4";
 
+/// Version of node-postgres (npm: pg), the database client of their applications.
+pub(crate) const NODE_POSTGRES_VERSION: &str = "8.23.1";
+
 /// What the machine is made ready for. Each purpose includes the ones before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsString,
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     command::{command, find, output, run},
-    setup::{PM2_VERSION, python_version, rotel_agent},
+    setup::{NODE_POSTGRES_VERSION, PM2_VERSION, python_version, rotel_agent},
 };
 
 /// What is on the disk, with all that it depends on; written as `Depends` of a package is.
@@ -104,19 +105,34 @@ fn key(installed: &Packages, names: &BTreeSet<String>) -> String {
         writeln!(key, "{name} {}", installed[name].version).expect("a String takes text");
     }
     let recipe = [include_str!("disk.rs"), include_str!("packages.rs"), include_str!("stage.rs")];
-    key + &format!("pm2 {PM2_VERSION}\nrotel {:?}\n", rotel_agent()) + &recipe.concat()
+    key + &format!("pm2 {PM2_VERSION}\npg {NODE_POSTGRES_VERSION}\nrotel {:?}\n", rotel_agent())
+        + &recipe.concat()
 }
 
-/// PM2 and what it needs, as npm installs it for all users of a host.
+/// PM2 and node-postgres with what they need, as npm installs them for all users of a host.
 fn pm2(folder: &Path) -> Result<PathBuf> {
     let prefix = folder.join(format!("pm2-{PM2_VERSION}"));
-    if !prefix.join("bin/pm2").exists() {
-        let package = format!("pm2@{PM2_VERSION}");
+    let there = ["bin/pm2", "lib/node_modules/pg"].map(|path| prefix.join(path).exists());
+    if there.contains(&false) {
+        let packages = [format!("pm2@{PM2_VERSION}"), format!("pg@{NODE_POSTGRES_VERSION}")];
         let mut npm =
             command(&["npm", "install", "--global", "--no-audit", "--no-fund", "--silent"]);
-        run(npm.arg("--prefix").arg(&prefix).arg(package))?;
+        run(npm.arg("--prefix").arg(&prefix).args(packages))?;
     }
     Ok(prefix)
+}
+
+/// PATH for programs of this host that are to find PM2 where the disk has it from.
+///
+/// # Errors
+/// Where npm is missing, or its registry does not answer.
+pub(crate) fn path_with_pm2() -> Result<OsString> {
+    let folder = fs::canonicalize(".")?.join(FOLDER);
+    fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let mut path = pm2(&folder)?.join("bin").into_os_string();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    Ok(path)
 }
 
 /// Bytes of all that was staged.

@@ -27,6 +27,7 @@ use anyhow::{Context as _, Result};
 pub(crate) use self::{
     cli::{Vm, vm},
     console::Ended,
+    disk::path_with_pm2,
     kernels::Name,
 };
 
