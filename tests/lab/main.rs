@@ -4,6 +4,7 @@
 
 mod agent_events;
 mod judge;
+mod network;
 mod run;
 mod scenario;
 mod stage;

@@ -19,7 +19,8 @@ use tempfile::TempDir;
 use crate::{
     agent_events,
     judge::Judge,
-    scenario::{self, Scenario},
+    network,
+    scenario::{self, Native, Scenario},
     timeline::{self, Event, Source, Tail, now_s},
 };
 
@@ -81,6 +82,9 @@ pub fn run(options: &Options) -> Result<Ended, String> {
     let scenario = scenario::find(&options.scenario)?;
     if let Some(reason) = scenario.lacking() {
         return Ok(Ended::Skipped(reason));
+    }
+    if scenario.needs.native == Native::OwnNetwork {
+        network::isolate()?;
     }
     fs::create_dir_all(&options.out).map_err(|error| named(&options.out, &error))?;
     // Whoever watches a hang must not be part of it. The witness says how far this went for itself.

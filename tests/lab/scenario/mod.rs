@@ -1,8 +1,18 @@
 //! The scenarios: each a file with one constant, and a line in [`ALL`].
 
 mod cache_thrash;
+mod database;
 mod event_loop_block;
+mod fd_exhaustion;
+mod idle_in_transaction;
 pub mod load;
+mod lock_pile_up;
+mod orders;
+mod peer;
+mod pid_exhaustion;
+mod pm2_crash_loop;
+mod pm2_two_daemons;
+mod port_exhaustion;
 mod upload_leak;
 
 use observer_tests::{find_program, postgres};
@@ -11,8 +21,20 @@ use serde::Serialize;
 use crate::stage::Stage;
 
 /// All of them, in the order of the report.
-pub const ALL: &[&Scenario] =
-    &[&upload_leak::SCENARIO, &cache_thrash::SCENARIO, &event_loop_block::SCENARIO];
+pub const ALL: &[&Scenario] = &[
+    &upload_leak::SCENARIO,
+    &cache_thrash::SCENARIO,
+    &event_loop_block::SCENARIO,
+    &pm2_crash_loop::SCENARIO,
+    &pm2_two_daemons::SCENARIO,
+    &idle_in_transaction::SCENARIO,
+    &lock_pile_up::SCENARIO,
+    &peer::BLACK_HOLED,
+    &peer::FROZEN,
+    &fd_exhaustion::SCENARIO,
+    &port_exhaustion::SCENARIO,
+    &pid_exhaustion::SCENARIO,
+];
 
 /// A fault with real programs, and its healthy twin.
 #[derive(Serialize)]
@@ -61,13 +83,15 @@ pub struct Needs {
 }
 
 /// How a scenario runs without a guest.
-#[derive(Serialize)]
+#[derive(PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Native {
     /// It would harm the host.
     Never,
     /// It takes nothing that others miss.
     Free,
+    /// In a network namespace of its own, also in a guest.
+    OwnNetwork,
     /// In a memory control group of so many MiB.
     MemoryMib(u32),
 }
@@ -87,7 +111,7 @@ pub fn list(json: bool) {
         return;
     }
     for scenario in ALL {
-        println!("{:<18} {}  {}", scenario.name, scenario.incident, scenario.shows);
+        println!("{:<28} {}  {}", scenario.name, scenario.incident, scenario.shows);
     }
 }
 
