@@ -38,23 +38,9 @@ pub(super) fn full(
     found: &Found,
     options: &Options,
 ) -> Result<(Loaded, Vec<Program>)> {
-    let layout = Layout {
-        gap_threshold_ns: nanos(options.gap_threshold),
-        stall_threshold_ns: nanos(options.stall_threshold),
-        run_delay_threshold_ns: nanos(options.run_delay_threshold),
-        reclaim_threshold_ns: nanos(options.reclaim_threshold),
-        ..found.layout
-    };
     let types = aya::Btf::parse_file(&options.btf, aya::Endianness::default())
         .context("cannot read the kernel's type information")?;
-    let mut object = EbpfLoader::new()
-        .btf(Some(&types))
-        .override_global("OFFSETS", &Wire(found.offsets), true)
-        .override_global("LAYOUT", &Wire(layout), true)
-        .override_global(aya_log::LEVEL, &options.log_level, false)
-        .map_max_entries("EVENTS", ring_bytes(options.ring_bytes))
-        .load(OBJECT)
-        .context("cannot load the BPF object")?;
+    let mut object = object(&types, found, options)?;
     let mut epoll_hook = None;
     let programs = PROGRAMS
         .iter()
@@ -74,6 +60,25 @@ pub(super) fn full(
     let logger =
         (options.log_level > 0).then(|| aya_log::EbpfLogger::init(&mut object)).transpose()?;
     Ok((Loaded { object, ring, tables, epoll_hook, epoll: None, logger }, programs))
+}
+
+/// The object with all its maps; no program is loaded yet.
+pub(super) fn object(types: &aya::Btf, found: &Found, options: &Options) -> Result<Ebpf> {
+    let layout = Layout {
+        gap_threshold_ns: nanos(options.gap_threshold),
+        stall_threshold_ns: nanos(options.stall_threshold),
+        run_delay_threshold_ns: nanos(options.run_delay_threshold),
+        reclaim_threshold_ns: nanos(options.reclaim_threshold),
+        ..found.layout
+    };
+    EbpfLoader::new()
+        .btf(Some(types))
+        .override_global("OFFSETS", &Wire(found.offsets), true)
+        .override_global("LAYOUT", &Wire(layout), true)
+        .override_global(aya_log::LEVEL, &options.log_level, false)
+        .map_max_entries("EVENTS", ring_bytes(options.ring_bytes))
+        .load(OBJECT)
+        .context("cannot load the BPF object")
 }
 
 /// A power of two of whole pages, which are up to 64 KiB on arm64 (kernel/bpf/ringbuf.c refuses others).
@@ -120,15 +125,19 @@ pub(super) fn errno(error: &anyhow::Error) -> Option<i32> {
     error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error())
 }
 
+/// What the verifier writes after its reason: how long it took, and how much it looked at.
+const VERIFIER_STATISTICS: &[&str] = &["verification time", "stack depth", "processed"];
+
 /// The error without the verifier's log, which is long: its last line tells.
-fn brief(error: &anyhow::Error) -> String {
+pub(super) fn brief(error: &anyhow::Error) -> String {
     match error.downcast_ref::<ProgramError>() {
         Some(ProgramError::LoadError { io_error, verifier_log }) => {
             let log = verifier_log.to_string();
-            let told = log
-                .lines()
-                .rev()
-                .find(|line| !line.trim().is_empty() && !line.starts_with("processed"));
+            let tells = |line: &&str| {
+                !line.trim().is_empty()
+                    && !VERIFIER_STATISTICS.iter().any(|start| line.starts_with(start))
+            };
+            let told = log.lines().rev().find(tells);
             format!("the kernel refused it: {io_error}: {}", told.unwrap_or_default())
         }
         _ => format!("{error:#}"),

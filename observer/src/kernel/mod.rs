@@ -6,6 +6,7 @@
     reason = "one Pod impl for map types and some C calls without a safe wrapper"
 )]
 
+pub mod alone;
 pub mod btf;
 mod load;
 pub mod offsets;

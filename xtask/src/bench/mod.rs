@@ -3,6 +3,7 @@
 mod agent;
 mod bpf;
 mod cgroup;
+mod instructions;
 mod servers;
 mod slow;
 mod stats;
@@ -42,6 +43,15 @@ pub(crate) enum Bench {
         #[arg(long, value_delimiter = ',', default_values = ["observer", "runqlat", "tcplife"])]
         only: Vec<Subject>,
     },
+    /// Instructions an event of each hot BPF program, against budgets; in a guest, so it needs no root.
+    Instructions {
+        /// Kernel of the guest, as `cargo xtask vm` has them.
+        #[arg(long, default_value = instructions::BUDGET_KERNEL)]
+        kernel: String,
+        /// Boots; their figures differ by what is not repeatable.
+        #[arg(long, default_value_t = 1)]
+        boots: usize,
+    },
     /// The workload of short TCP connections; the other commands start it.
     #[command(hide = true)]
     Connect {
@@ -74,6 +84,7 @@ impl Choice {
 pub(crate) fn bench(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Connect { count } => workload::connect(*count),
+        Bench::Instructions { kernel, boots } => instructions::instructions(kernel, *boots),
         _ if !is_root() => bail!(
             "a benchmark loads BPF programs and makes a cgroup, so it must run as root:\n\n    \
              sudo env PATH=\"$PATH\" HOME=\"$HOME\" cargo xtask bench ...\n"
