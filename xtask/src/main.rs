@@ -7,6 +7,7 @@
 
 mod bench;
 mod command;
+mod cross;
 mod lab;
 mod run;
 mod setup;
@@ -34,6 +35,11 @@ enum Task {
     Test,
     /// Make real hangs with real programs, and see what the agent said before (docs/lab.md).
     Lab(lab::Lab),
+    /// Install what is missing, build the agent and its kernel tests for aarch64, and run them on these kernels.
+    Cross {
+        /// Such as arm64:6.12 (`cargo xtask vm list`).
+        kernels: Vec<String>,
+    },
     /// Measure what the agent costs.
     Bench {
         #[command(subcommand)]
@@ -60,6 +66,7 @@ fn perform(task: &Task) -> anyhow::Result<()> {
         Task::Run { args } => run::run(args),
         Task::Test => test::test(),
         Task::Lab(lab) => lab::lab(lab),
+        Task::Cross { kernels } => cross::cross(kernels),
         Task::Bench { bench } => bench::bench(bench),
         Task::Vm(vm) => vm::vm(vm),
     }

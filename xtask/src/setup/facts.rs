@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     ROTEL_FOLDER,
-    items::{BPF_LLVM, Check, ITEMS, Purpose},
+    items::{BPF_LLVM, CROSS_TARGET, Check, ITEMS, Purpose},
     plan::{Facts, toolchain},
 };
 use crate::command::{command, find, is_root, output, succeeds};
@@ -21,7 +21,7 @@ pub(super) fn read(purpose: Purpose) -> Facts {
     let python = python_version();
     let missing = ITEMS
         .iter()
-        .filter(|item| item.purpose <= purpose)
+        .filter(|item| purpose.includes(item.purpose))
         .filter(|item| !is_there(item.check, &toolchain, &python))
         .collect();
     Facts {
@@ -46,6 +46,7 @@ fn is_there(check: Check, toolchain: &str, python: &str) -> bool {
         Check::RustSource => has_rust_source(toolchain),
         Check::BpfLinker => has_bpf_linker(),
         Check::Rotel => rotel_agent().is_some(),
+        Check::Target => has_target(),
     }
 }
 
@@ -76,6 +77,13 @@ fn has_rust_source(toolchain: &str) -> bool {
     sysroot.is_ok_and(|folder| {
         Path::new(folder.trim()).join("lib/rustlib/src/rust/library/core/src/lib.rs").is_file()
     })
+}
+
+/// Of the toolchain that builds the agent; that of the BPF half is another.
+fn has_target() -> bool {
+    let folder =
+        output(&mut command(&["rustc", "--print", "target-libdir", "--target", CROSS_TARGET]));
+    folder.is_ok_and(|folder| Path::new(folder.trim()).is_dir())
 }
 
 /// A linker that cannot tell its LLVM is taken as good: a build that fails then says so itself.

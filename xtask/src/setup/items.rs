@@ -21,7 +21,10 @@ pub(crate) const PM2_VERSION: &str = "7.0.4";
 /// Version of node-postgres (npm: pg), the database client of their applications.
 pub(crate) const NODE_POSTGRES_VERSION: &str = "8.23.1";
 
-/// What the machine is made ready for. Each purpose includes the ones before it.
+/// Target of programs for aarch64: they need no library, so they run in a guest that has none.
+pub(crate) const CROSS_TARGET: &str = "aarch64-unknown-linux-musl";
+
+/// What the machine is made ready for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Purpose {
     /// Build the agent and run it.
@@ -32,6 +35,19 @@ pub(crate) enum Purpose {
     Test,
     /// Measure, beside the tools of others.
     Bench,
+    /// Build for aarch64, and run it in virtual machines.
+    Cross,
+}
+
+impl Purpose {
+    /// Whether what another purpose needs is needed as well: each includes the ones before it, but of another architecture
+    /// one only builds and boots.
+    pub(crate) fn includes(self, other: Self) -> bool {
+        match self {
+            Self::Cross => other <= Self::Vm || other == Self::Cross,
+            _ => other <= self,
+        }
+    }
 }
 
 /// How one sees that an item is there.
@@ -51,6 +67,8 @@ pub(crate) enum Check {
     BpfLinker,
     /// The test receiver, in its own virtual environment.
     Rotel,
+    /// Rust's library for [`CROSS_TARGET`].
+    Target,
 }
 
 /// Where an item comes from.
@@ -95,8 +113,8 @@ const fn item(
 
 /// All items; an item is installed after those above it.
 pub(crate) const ITEMS: &[Item] = {
-    use Check::{BpfLinker, File, Program, Python, Rotel, RustSource, Toolchain};
-    use Purpose::{Bench, Run, Test, Vm};
+    use Check::{BpfLinker, File, Program, Python, Rotel, RustSource, Target, Toolchain};
+    use Purpose::{Bench, Cross, Run, Test, Vm};
     use Source::{Cargo, Package, Pip, Rustup};
     &[
         item("cc", "links Rust programs", Run, Program("cc"), Package(&["build-essential"])),
@@ -229,6 +247,28 @@ pub(crate) const ITEMS: &[Item] = {
             Bench,
             Program("bpftrace"),
             Package(&["bpftrace"]),
+        ),
+        item("Rust for aarch64", "compiles for it", Cross, Target, Rustup),
+        item(
+            "C compiler for aarch64",
+            "builds the TLS library, and links",
+            Cross,
+            Program("aarch64-linux-gnu-gcc"),
+            Package(&["gcc-aarch64-linux-gnu"]),
+        ),
+        item(
+            "C library headers for aarch64",
+            "build the TLS library",
+            Cross,
+            File("/usr/aarch64-linux-gnu/include/stdlib.h"),
+            Package(&["libc6-dev-arm64-cross"]),
+        ),
+        item(
+            "QEMU for aarch64",
+            "emulates its machines",
+            Cross,
+            Program("qemu-system-aarch64"),
+            Package(&["qemu-system-arm"]),
         ),
     ]
 };

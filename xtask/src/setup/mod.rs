@@ -20,7 +20,7 @@ use self::{
 };
 pub(crate) use self::{
     facts::{first_match, python_version, rotel_agent},
-    items::{NODE_POSTGRES_VERSION, PM2_VERSION, Purpose},
+    items::{CROSS_TARGET, NODE_POSTGRES_VERSION, PM2_VERSION, Purpose},
 };
 use crate::command::{command, is_root, output, run};
 

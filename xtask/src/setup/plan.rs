@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use super::items::{BPF_LINKER_VERSION, BPF_LLVM, BPF_NIGHTLY, DEFAULT_TOOLCHAIN, Item, Source};
+use super::items::{
+    BPF_LINKER_VERSION, BPF_LLVM, BPF_NIGHTLY, CROSS_TARGET, Check, DEFAULT_TOOLCHAIN, Item, Source,
+};
 
 /// What this machine has, as far as the purpose needs it.
 #[derive(Debug, Default)]
@@ -89,6 +91,9 @@ pub(crate) fn plan(facts: &Facts) -> Result<Vec<Step>, Refusal> {
         match item.source {
             Source::Package(_) => {}
             Source::Rustup if !facts.rustup => return Err(no_rustup(item)),
+            Source::Rustup if item.check == Check::Target => {
+                steps.push(run(&["rustup", "target", "add", CROSS_TARGET]));
+            }
             Source::Rustup if item.name == "rust-src" => {
                 steps.push(run(&[
                     "rustup",
@@ -217,7 +222,7 @@ mod tests {
 
     fn bare(purpose: Purpose) -> Facts {
         Facts {
-            missing: ITEMS.iter().filter(|item| item.purpose <= purpose).collect(),
+            missing: ITEMS.iter().filter(|item| purpose.includes(item.purpose)).collect(),
             root: true,
             sudo: false,
             apt: true,
@@ -264,6 +269,17 @@ mod tests {
         assert!(shown(&test[0]).ends_with("python3-venv libpython3.11"), "{test:?}");
         assert_eq!(test.last(), Some(&Step::Rotel));
         assert!(!shown(&test[0]).contains("libbpf-tools"), "only bench compares with others");
+    }
+
+    #[test]
+    fn another_architecture_needs_no_servers() {
+        let facts = bare(Purpose::Cross);
+        let steps = plan(&facts).expect("allowed");
+        assert!(shown(&steps[0]).ends_with("qemu-system-arm"), "{steps:?}");
+        assert!(!shown(&steps[0]).contains("postgresql"), "{steps:?}");
+        let target = "rustup target add aarch64-unknown-linux-musl";
+        assert_eq!(steps.last().map(shown).as_deref(), Some(target));
+        assert!(!shown(&plan(&bare(Purpose::Bench)).expect("allowed")[0]).contains("aarch64"));
     }
 
     #[test]

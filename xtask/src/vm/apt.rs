@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::arch::Arch;
 use crate::command::{command, output};
 
 /// Keys of all Debian suites, as the package `debian-archive-keyring` installs them.
@@ -16,8 +17,8 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Which suites a state knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Suites {
-    /// Those that together have all kernel lines.
-    Kernels,
+    /// Those that together have all kernel lines, for this architecture.
+    Kernels(Arch),
     /// The system's own and its backports: what is in them runs on this system.
     System,
 }
@@ -34,6 +35,16 @@ const KERNEL_SUITES: &[&str] = &[
     "trixie-backports",
 ];
 
+impl Suites {
+    /// Folder of the state.
+    fn folder(self) -> String {
+        match self {
+            Self::Kernels(arch) => format!("apt/kernels-{}", arch.debian()),
+            Self::System => "apt/system".to_owned(),
+        }
+    }
+}
+
 /// A state of apt in a folder. The system's own is only read.
 pub(super) struct Apt {
     folder: PathBuf,
@@ -49,11 +60,12 @@ struct Source {
 }
 
 impl Apt {
-    /// The state in this folder, with lists as new as the archives have them.
+    /// The state in this cache, with lists as new as the archives have them.
     ///
     /// # Errors
     /// Where apt is missing, has no Debian archive among its sources, or cannot reach it.
-    pub(super) fn updated(folder: &Path, suites: Suites) -> Result<Self> {
+    pub(super) fn updated(cache: &Path, suites: Suites) -> Result<Self> {
+        let folder = cache.join(suites.folder());
         let listed = output(&mut command(&[
             "apt-get",
             "indextargets",
@@ -65,7 +77,7 @@ impl Apt {
         let codename = codename(&sources)
             .context("no Debian archive among the sources of apt (`apt-get indextargets`)")?;
         let wanted = match suites {
-            Suites::Kernels => KERNEL_SUITES.iter().map(|suite| (*suite).to_owned()).collect(),
+            Suites::Kernels(_) => KERNEL_SUITES.iter().map(|suite| (*suite).to_owned()).collect(),
             Suites::System => vec![
                 codename.clone(),
                 format!("{codename}-security"),
@@ -77,7 +89,7 @@ impl Apt {
         }
         fs::write(folder.join("sources.list"), source_lines(&sources, &wanted))?;
         fs::write(folder.join("status"), "")?;
-        let apt = Self { folder: folder.to_owned(), suites, codename };
+        let apt = Self { folder, suites, codename };
         // One suite that is gone is no end: what is missing then is told by name.
         if let Err(error) = output(&mut apt.command("apt-get", &["update", "--quiet=2"])) {
             println!("warning: not all suites answered: {error:#}");
@@ -100,7 +112,11 @@ impl Apt {
         set("Acquire::Languages", "none");
         set("Acquire::IndexTargets::deb::DEP-11::DefaultEnabled", "false");
         match self.suites {
-            Suites::Kernels => set("Dir::State::status", &path("status")),
+            Suites::Kernels(arch) => {
+                set("Dir::State::status", &path("status"));
+                set("APT::Architecture", arch.debian());
+                set("APT::Architectures", arch.debian());
+            }
             Suites::System => set("APT::Default-Release", &format!("{}-backports", self.codename)),
         }
         apt.args(args);

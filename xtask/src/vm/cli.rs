@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::{
     Disk, Guest, Job, Outcome,
+    arch::Arch,
     console::Ended,
     disk, fetch,
     kernels::{self, Name},
@@ -42,7 +43,7 @@ enum Task {
 /// A command, and the guests that run it.
 #[derive(Args)]
 struct Run {
-    /// Kernels: `newest`, a line such as 6.12, or a full version.
+    /// Kernels: `newest`, a line such as 6.12, or a full version; with `arm64:` before it for aarch64.
     #[arg(required = true)]
     kernels: Vec<String>,
     /// Memory, in bytes or with K, M or G.
@@ -91,9 +92,12 @@ fn run(args: &Run) -> Result<()> {
     // The disk is made of what the tests need on this host.
     setup::ensure(if args.disk.is_some() { Purpose::Test } else { Purpose::Vm })?;
     ensure!(!args.command.is_empty(), "what is to run in the guest stands after `--`");
+    let names: Vec<Name> = args.kernels.iter().map(|text| text.parse()).collect::<Result<_>>()?;
+    if names.iter().any(|name| name.arch != Arch::X86_64) {
+        setup::ensure(Purpose::Cross)?;
+    }
     let mut failed = Vec::new();
-    for text in &args.kernels {
-        let kernel: Name = text.parse()?;
+    for (kernel, text) in names.into_iter().zip(&args.kernels) {
         let guest = Guest {
             mem_bytes: args.mem,
             cpus: args.cpus,
@@ -147,15 +151,19 @@ fn list(update: bool) -> Result<()> {
     if update {
         fetch::forget()?;
     }
-    let offered = fetch::offered()?;
     let cache = fetch::cache()?;
-    println!("{:<8} {:<34} offered", "name", "in the cache");
-    for text in kernels::MATRIX {
+    println!("{:<10} {:<34} offered", "name", "in the cache");
+    let mut lists: Vec<(Arch, Vec<String>)> = Vec::new();
+    for text in kernels::MATRIX.iter().chain(kernels::FOREIGN) {
         let name: Name = text.parse()?;
+        if lists.last().is_none_or(|(arch, _)| *arch != name.arch) {
+            lists.push((name.arch, fetch::offered(name.arch)?));
+        }
+        let offered = lists.last().map(|(_, offered)| offered.as_slice()).unwrap_or_default();
         let here =
             fetch::cached(&cache, &name).map_or_else(|| "-".to_owned(), |kernel| kernel.release);
-        let there = name.release(&offered).unwrap_or_else(|| "none".to_owned());
-        println!("{text:<8} {here:<34} {there}");
+        let there = name.release(offered).unwrap_or_else(|| "none".to_owned());
+        println!("{text:<10} {here:<34} {there}");
     }
     Ok(())
 }

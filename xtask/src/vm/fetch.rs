@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::{
     apt::{Apt, Suites, beside, remove},
+    arch::Arch,
     kernels::{Name, image, is_part},
     qemu::{self, Qemu},
 };
@@ -17,10 +18,6 @@ use crate::command::{command, find, output, succeeds};
 
 /// Checksums of the files beside it, as `sha256sum` writes and reads them.
 const SUMS: &str = "SHA256SUMS";
-
-/// Packages of a newer QEMU. Its libraries are the system's, for the older one.
-const QEMU_PACKAGES: &[&str] =
-    &["qemu-system-x86", "qemu-system-common", "qemu-system-data", "seabios"];
 
 /// A kernel, unpacked.
 #[derive(Debug, Clone)]
@@ -110,14 +107,14 @@ pub(super) fn forget() -> Result<()> {
 }
 
 /// Names of all packages with a kernel in the suites.
-pub(super) fn offered() -> Result<Vec<String>> {
+pub(super) fn offered(arch: Arch) -> Result<Vec<String>> {
     let cache = cache()?;
     let _lock = lock(&cache)?;
-    Apt::updated(&cache.join("apt/kernels"), Suites::Kernels)?.names("linux-image-")
+    Apt::updated(&cache, Suites::Kernels(arch))?.names("linux-image-")
 }
 
 fn fetch_kernel(cache: &Path, name: &Name) -> Result<Kernel> {
-    let apt = Apt::updated(&cache.join("apt/kernels"), Suites::Kernels)?;
+    let apt = Apt::updated(cache, Suites::Kernels(name.arch))?;
     let release = name.release(&apt.names("linux-image-")?).context("no suite has it")?;
     let folder = cache.join("kernels").join(&release);
     if !intact(&folder) {
@@ -177,13 +174,13 @@ fn intact(folder: &Path) -> bool {
 }
 
 /// A busybox that needs no library, the shell of every guest.
-pub(super) fn busybox() -> Result<PathBuf> {
+pub(super) fn busybox(arch: Arch) -> Result<PathBuf> {
     let cache = cache()?;
     let _lock = lock(&cache)?;
-    let folder = cache.join("busybox");
+    let folder = cache.join(format!("busybox-{}", arch.debian()));
     if !intact(&folder) {
         println!("fetching busybox");
-        let apt = Apt::updated(&cache.join("apt/system"), Suites::System)?;
+        let apt = Apt::updated(&cache, Suites::Kernels(arch))?;
         install(&folder, |draft| apt.unpack(&["busybox-static"], draft))?;
     }
     let places = ["bin/busybox", "usr/bin/busybox"].map(|place| folder.join(place));
@@ -191,8 +188,8 @@ pub(super) fn busybox() -> Result<PathBuf> {
 }
 
 /// The system's QEMU, or that of its backports where the system's crashes guests.
-pub(super) fn qemu() -> Result<Qemu> {
-    let system = find(qemu::PROGRAM).map(Qemu::system);
+pub(super) fn qemu(arch: Arch) -> Result<Qemu> {
+    let system = find(arch.qemu()).map(Qemu::system);
     if let Some(system) =
         system.filter(|qemu| version(qemu).is_ok_and(|major| major >= qemu::SOUND))
     {
@@ -200,13 +197,13 @@ pub(super) fn qemu() -> Result<Qemu> {
     }
     let cache = cache()?;
     let _lock = lock(&cache)?;
-    let folder = cache.join("qemu");
+    let folder = cache.join(arch.qemu());
     if !intact(&folder) {
         println!("fetching QEMU");
-        let apt = Apt::updated(&cache.join("apt/system"), Suites::System)?;
-        install(&folder, |draft| apt.unpack(QEMU_PACKAGES, draft))?;
+        let apt = Apt::updated(&cache, Suites::System)?;
+        install(&folder, |draft| apt.unpack(arch.qemu_packages(), draft))?;
     }
-    let qemu = Qemu::unpacked(&folder);
+    let qemu = Qemu::unpacked(arch, &folder);
     let major = version(&qemu)?;
     ensure!(
         major >= qemu::SOUND,

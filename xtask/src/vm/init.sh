@@ -1,11 +1,11 @@
 #!/job/busybox sh
 # PID 1 of a guest: file systems, modules, the root on disk if there is one, the job, its files and status to the host.
-# The kernel writes to ttyS0, the job to ttyS1. The last disk takes /out as a tar archive.
+# The kernel writes to its console, the job to the serial port VM_JOB of the kernel's arguments. The last disk takes /out as a tar archive.
 
 bb=/job/busybox
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=xterm LANG=C.UTF-8
 
-say() { echo "$*" >/dev/ttyS0; }
+say() { echo "$*" >/dev/console; }
 
 kernel_file_systems() {
     $bb mkdir -p /proc /sys /dev
@@ -52,10 +52,10 @@ perform() {
     other_file_systems
     $bb ip link set lo up
     $bb hostname guest
-    $bb stty -F /dev/ttyS1 raw
+    $bb stty -F "/dev/$VM_JOB" raw
     say "VM-START"
     cd /root
-    $bb sh /job/run </dev/null >/dev/ttyS1 2>&1
+    $bb sh /job/run </dev/null >"/dev/$VM_JOB" 2>&1
     status=$?
     cd /
     out=$(disks | $bb tail -n 1)

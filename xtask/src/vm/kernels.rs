@@ -4,36 +4,41 @@ use std::{cmp::Ordering, fmt, str::FromStr};
 
 use anyhow::{Error, bail};
 
-/// What follows the version in the name of a package: the flavour for virtual machines.
-const FLAVOUR: &str = "-cloud-amd64";
+use super::arch::Arch;
 
 /// The kernels that every change is tried on.
 pub(crate) const MATRIX: &[&str] = &["5.10", "6.1", "6.12", "6.18", "newest"];
 
+/// Kernels of other architectures that are tried beside them.
+pub(crate) const FOREIGN: &[&str] = &["arm64:6.12"];
+
 /// A kernel, as one asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Name {
-    /// The newest that the suites have.
-    Newest,
-    /// The newest of a line such as 6.12, or one version such as 6.12.117+deb13.
-    Version(String),
+pub(crate) struct Name {
+    /// What it runs on.
+    pub(super) arch: Arch,
+    /// A line such as 6.12, of which the newest is meant, or one version such as 6.12.117+deb13; `None` for the newest
+    /// that the suites have.
+    version: Option<String>,
 }
 
 impl FromStr for Name {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let version = text.strip_suffix(FLAVOUR).unwrap_or(text);
+        let (arch, version) = Arch::of(text);
+        let version = version.strip_suffix(arch.flavour()).unwrap_or(version);
         let allowed = |c: char| c.is_ascii_alphanumeric() || ".+-~".contains(c);
         match version {
-            "newest" => Ok(Self::Newest),
+            "newest" => Ok(Self { arch, version: None }),
             _ if version.starts_with(|c: char| c.is_ascii_digit())
                 && version.chars().all(allowed) =>
             {
-                Ok(Self::Version(version.to_owned()))
+                Ok(Self { arch, version: Some(version.to_owned()) })
             }
             _ => bail!(
-                "`{text}` is no kernel: `newest`, a line such as 6.12, or a full version such as 6.12.117+deb13"
+                "`{text}` is no kernel: `newest`, a line such as 6.12, or a full version such as 6.12.117+deb13, \
+                 with `arm64:` before it for aarch64"
             ),
         }
     }
@@ -41,30 +46,28 @@ impl FromStr for Name {
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Newest => f.write_str("newest"),
-            Self::Version(version) => f.write_str(version),
-        }
+        f.write_str(self.arch.prefix())?;
+        f.write_str(self.version.as_deref().unwrap_or("newest"))
     }
 }
 
 impl Name {
     /// Whether a version is meant by this name.
     fn covers(&self, version: &str) -> bool {
-        match self {
-            Self::Newest => true,
-            Self::Version(wanted) => version
-                .strip_prefix(wanted.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.')),
-        }
+        self.version.as_deref().is_none_or(|wanted| {
+            version
+                .strip_prefix(wanted)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        })
     }
 
     /// What `uname -r` says on the newest kernel of this name, out of names of packages.
     pub(super) fn release(&self, packages: &[String]) -> Option<String> {
-        let versions = packages.iter().filter_map(|name| version(name));
+        let flavour = self.arch.flavour();
+        let versions = packages.iter().filter_map(|name| version(name, flavour));
         let newest =
             versions.filter(|version| self.covers(version)).max_by(|a, b| compare(a, b))?;
-        Some(format!("{newest}{FLAVOUR}"))
+        Some(format!("{newest}{flavour}"))
     }
 }
 
@@ -79,8 +82,8 @@ pub(super) fn is_part(package: &str) -> bool {
 }
 
 /// Version in the name of a package with a kernel. A name without a full version only stands for the newest.
-fn version(package: &str) -> Option<&str> {
-    let version = package.strip_prefix("linux-image-")?.strip_suffix(FLAVOUR)?;
+fn version<'a>(package: &'a str, flavour: &str) -> Option<&'a str> {
+    let version = package.strip_prefix("linux-image-")?.strip_suffix(flavour)?;
     (numbers(version).len() > 2 && version.starts_with(|c: char| c.is_ascii_digit()))
         .then_some(version)
 }
@@ -107,6 +110,7 @@ mod tests {
             "linux-image-6.1.0-0.deb11.50-cloud-amd64",
             "linux-image-6.1.0-56-cloud-amd64",
             "linux-image-6.12.94+deb13-cloud-amd64",
+            "linux-image-6.12.94+deb13-cloud-arm64",
             "linux-image-6.12.117+deb12-cloud-amd64",
             "linux-image-6.12.117+deb13-cloud-amd64",
             "linux-image-6.12.117+deb13-rt-amd64",
@@ -122,9 +126,18 @@ mod tests {
         check("6.1", Some("6.1.0-56-cloud-amd64"));
         check("6.12", Some("6.12.117+deb13-cloud-amd64"));
         check("6.12.94+deb13-cloud-amd64", Some("6.12.94+deb13-cloud-amd64"));
+        check("arm64:6.12", Some("6.12.94+deb13-cloud-arm64"));
+        check("arm64:6.18", None);
         check("newest", Some("6.12.117+deb13-cloud-amd64"));
         check("6.18", None);
         check("6", Some("6.12.117+deb13-cloud-amd64"));
+    }
+
+    #[test]
+    fn names_are_shown_as_they_are_typed() {
+        for text in ["newest", "6.12", "arm64:newest", "arm64:6.12.117+deb13"] {
+            assert_eq!(text.parse::<Name>().expect("a name").to_string(), text);
+        }
     }
 
     #[test]

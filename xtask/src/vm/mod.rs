@@ -1,6 +1,7 @@
 //! `cargo xtask vm`: a command on another kernel, in a guest that is made for it and thrown away.
 
 mod apt;
+mod arch;
 mod cli;
 mod console;
 mod cpio;
@@ -22,8 +23,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
+use self::arch::Arch;
 pub(crate) use self::{
     cli::{Vm, vm},
     console::Ended,
@@ -122,10 +124,16 @@ impl Guest {
     /// [`fetch::Unavailable`] for a kernel that cannot be had; whatever keeps QEMU from its start. A job that fails is no error.
     pub(crate) fn run(&self, job: &Job) -> Result<Outcome> {
         let kernel = fetch::kernel(&self.kernel)?;
-        let (qemu, busybox) = (fetch::qemu()?, fetch::busybox()?);
+        let arch = self.kernel.arch;
+        let (qemu, busybox) = (fetch::qemu(arch)?, fetch::busybox(arch)?);
         let out = job.out.clone().unwrap_or_else(|| new_folder(&kernel.release));
         fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
         let out = fs::canonicalize(out)?;
+        ensure!(
+            self.disk.is_none() || arch == Arch::X86_64,
+            "{}: the disk is made of this host's programs, which do not run there",
+            self.kernel
+        );
         let root = self.disk.map(|_| disk::root_image()).transpose()?;
         let (initramfs, disk) = (out.join(".initramfs"), out.join(".disk"));
         fs::write(&initramfs, initramfs::initramfs(&kernel, &busybox, job, root.is_some())?)?;

@@ -5,10 +5,7 @@ use std::{
     process::Command,
 };
 
-use super::Guest;
-
-/// The emulator.
-pub(super) const PROGRAM: &str = "qemu-system-x86_64";
+use super::{Guest, arch::Arch};
 
 /// First version whose guests do not crash with several CPUs: before 8.1 a race in the translation of code ended about
 /// one in 30 with a double fault (launchpad 2051965).
@@ -41,8 +38,9 @@ impl Qemu {
     }
 
     /// One out of packages that were only unpacked.
-    pub(super) fn unpacked(folder: &Path) -> Self {
-        Self { program: folder.join("usr/bin").join(PROGRAM), unpacked: Some(folder.to_owned()) }
+    pub(super) fn unpacked(arch: Arch, folder: &Path) -> Self {
+        let program = folder.join("usr/bin").join(arch.qemu());
+        Self { program, unpacked: Some(folder.to_owned()) }
     }
 
     /// The program, ready for its arguments. It ends with the thread that started it.
@@ -61,7 +59,8 @@ impl Qemu {
     /// The command that boots a guest. Its first serial port is on the standard output.
     pub(super) fn boot(&self, guest: &Guest, files: &Files<'_>) -> Command {
         let mut command = self.command();
-        command.args(["-machine", "pc", "-nodefaults", "-display", "none", "-no-reboot"]);
+        let arch = guest.kernel.arch;
+        command.args(["-machine", arch.machine(), "-nodefaults", "-display", "none", "-no-reboot"]);
         command.args([
             "-m",
             &format!("{}M", guest.mem_bytes >> 20),
@@ -70,8 +69,7 @@ impl Qemu {
         ]);
         let thread = if guest.icount.is_some() || guest.cpus == 1 { "single" } else { "multi" };
         command.args(["-accel", &format!("tcg,thread={thread}")]);
-        let cpu = if guest.icount.is_some() { "max,-rdrand,-rdseed" } else { "max" };
-        command.args(["-cpu", cpu]);
+        command.args(["-cpu", arch.cpu(guest.icount.is_some())]);
         if let Some(shift) = guest.icount {
             command.args([
                 "-icount",
@@ -102,7 +100,10 @@ fn drive(path: &Path, more: &str) -> String {
 
 /// Arguments of the kernel. A panic ends QEMU, by a reboot that it does not make.
 fn append(guest: &Guest) -> String {
-    let mut words = vec!["console=ttyS0 panic=-1"];
+    let [console, job] = guest.kernel.arch.serial_ports();
+    // What the kernel does not know and has a name without a dot is in the environment of PID 1.
+    let ports = format!("console={console} VM_JOB={job} panic=-1");
+    let mut words = vec![ports.as_str()];
     if guest.icount.is_some() {
         words.push("nokaslr norandmaps");
     }
