@@ -82,6 +82,9 @@ pub struct Faults {
     pub leaf_return: u64,
 }
 
+/// [`Exit::exit_code`] where the hook does not tell it.
+pub const EXIT_CODE_UNKNOWN: u32 = u32::MAX;
+
 /// A watched process has exited.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -90,7 +93,7 @@ pub struct Exit {
     pub header: Header,
     /// How long it lived.
     pub lifetime_ns: u64,
-    /// As wait(2) encodes it: signal in the low 7 bits, exit status in bits 8 to 15.
+    /// As wait(2) encodes it: signal in the low 7 bits, exit status in bits 8 to 15; or [`EXIT_CODE_UNKNOWN`].
     pub exit_code: u32,
     /// Reserved, zero.
     pub reserved: u32,

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod alloc;
+pub mod classic;
 pub mod histogram;
 pub mod offsets;
 pub mod oom;
@@ -182,6 +183,7 @@ mod tests {
             check::<sched::Stall>(&bytes);
             check::<alloc::TaskRow>(&bytes);
             check::<oom::Kill>(&bytes);
+            check::<classic::Slot>(&bytes);
         }
     }
 }

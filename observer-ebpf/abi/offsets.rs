@@ -192,6 +192,8 @@ pub struct Layout {
     pub run_delay_threshold_ns: u64,
     /// Reclaims from here on make a record, nanoseconds.
     pub reclaim_threshold_ns: u64,
+    /// KiB of a page.
+    pub page_kib: u64,
 }
 
 impl Layout {
@@ -211,5 +213,6 @@ impl Layout {
         stall_threshold_ns: u64::MAX,
         run_delay_threshold_ns: u64::MAX,
         reclaim_threshold_ns: u64::MAX,
+        page_kib: 4,
     };
 }

@@ -73,6 +73,9 @@ pub struct Owned {
     pub reserved: u32,
 }
 
+/// [`Socket::error`] where only addresses and ports were read: neither error nor counters are known.
+pub const NOT_READ: u16 = u16::MAX;
+
 /// Addresses and counters of a socket, as read at one instant. IPv4 addresses are mapped into IPv6 (RFC 4291, 2.5.5.2).
 #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -87,7 +90,7 @@ pub struct Socket {
     pub peer_port: u16,
     /// AF_INET (2) or AF_INET6 (10).
     pub family: u16,
-    /// Pending error (errno), 0 if none.
+    /// Pending error (errno), 0 if none, or [`NOT_READ`].
     pub error: u16,
     /// Payload bytes sent, without retransmissions.
     pub sent_bytes: u64,

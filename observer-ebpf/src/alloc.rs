@@ -10,31 +10,25 @@
 //! Cost: no program runs on the allocator's fast path; see docs/measurements.md.
 
 use aya_ebpf::{
-    bindings::{BPF_F_FAST_STACK_CMP, BPF_F_USER_STACK, seq_file, task_struct},
-    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, bpf_seq_write, bpf_task_pt_regs},
+    bindings::{seq_file, task_struct},
+    helpers::{bpf_probe_read_user, bpf_seq_write, bpf_task_pt_regs},
     macros::{btf_tracepoint, map, perf_event},
-    maps::{HashMap, PerCpuArray, StackTrace},
+    maps::PerCpuArray,
     programs::{BtfTracePointContext, PerfEventContext},
 };
 use observer_abi::{
     Counter, KERNEL_FRAMES, Kind,
-    alloc::{
-        Exit, FaultSite, Faults, MAX_FAULT_SITES, MAX_STACKS, TASK_BLOCKED, TASK_KERNEL,
-        TASK_LEADER, TASK_WATCHED, TaskRow,
-    },
+    alloc::{Exit, TASK_BLOCKED, TASK_KERNEL, TASK_LEADER, TASK_WATCHED, TaskRow},
 };
 
 use crate::{
-    emit::{count, emit},
-    kernel::{self, Object, get, ktime_ns, layout, load, resident_pages},
+    counters::count,
+    emit::emit,
+    faults,
+    kernel::{self, Object, get, ktime_ns, load, resident_pages},
+    layout::layout,
     sched,
 };
-
-#[map]
-static STACKS: StackTrace = StackTrace::with_max_entries(MAX_STACKS, 0);
-
-#[map]
-static FAULTS: HashMap<FaultSite, Faults> = HashMap::with_max_entries(MAX_FAULT_SITES, 0);
 
 /// Where a row is put together: the BPF stack is too small. Only the agent reads iterators, one at a time.
 #[map]
@@ -133,21 +127,7 @@ fn fill(row: &mut TaskRow, task: Object, flags: u32) {
 
 #[perf_event]
 fn page_fault(ctx: PerfEventContext) -> u32 {
-    count(Counter::FaultSamples, 1);
-    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let flags = u64::from(BPF_F_USER_STACK | BPF_F_FAST_STACK_CMP);
-    let Ok(stack_id) = ctx_stack(&ctx, flags) else {
-        count(Counter::FaultsLost, 1);
-        return 0;
-    };
-    let site = FaultSite { tgid, stack_id };
-    if let Some(faults) = FAULTS.get_ptr_mut(site) {
-        let faults = unsafe { &mut *faults };
-        faults.samples += 1;
-        faults.leaf_return = leaf_return();
-    } else if FAULTS.insert(site, Faults { samples: 1, leaf_return: leaf_return() }, 0).is_err() {
-        count(Counter::FaultsLost, 1);
-    }
+    faults::sample(&ctx, leaf_return);
     0
 }
 
@@ -163,13 +143,6 @@ fn leaf_return() -> u64 {
     }
     let top: u64 = get!(regs, pt_regs_sp as u64);
     unsafe { bpf_probe_read_user(top as *const u64) }.unwrap_or(0)
-}
-
-#[inline(always)]
-fn ctx_stack(ctx: &PerfEventContext, flags: u64) -> Result<u32, ()> {
-    use aya_ebpf::programs::tracing::StackIdContext as _;
-    let id = ctx.get_stackid(&STACKS, flags);
-    u32::try_from(id.map_err(drop)?).map_err(drop)
 }
 
 #[btf_tracepoint(function = "sched_process_fork")]

@@ -4,18 +4,13 @@
 //! type and turns loads through chased pointers into fault-tolerant ones (a null or stale pointer reads as zero).
 
 use aya_ebpf::helpers::{bpf_get_current_task_btf, bpf_ktime_get_ns};
-use observer_abi::{
-    COMM_LEN,
-    offsets::{Layout, Offsets},
-};
+use observer_abi::{COMM_LEN, offsets::Offsets};
+
+use crate::layout::layout;
 
 /// Given by the agent before loading.
 #[unsafe(no_mangle)]
 pub static OFFSETS: Offsets = Offsets::NONE;
-
-/// Given by the agent before loading.
-#[unsafe(no_mangle)]
-pub static LAYOUT: Layout = Layout::NONE;
 
 /// Value of a field of [`OFFSETS`], a constant to the verifier.
 macro_rules! offset {
@@ -24,14 +19,6 @@ macro_rules! offset {
     };
 }
 pub(crate) use offset;
-
-/// Value of a field of [`LAYOUT`], a constant to the verifier.
-macro_rules! layout {
-    ($field:ident) => {
-        unsafe { core::ptr::read_volatile(&raw const $crate::kernel::LAYOUT.$field) }
-    };
-}
-pub(crate) use layout;
 
 /// A kernel object whose type the verifier knows.
 pub type Object = *const u8;

@@ -21,15 +21,27 @@
 #[cfg(target_arch = "bpf")]
 mod alloc;
 #[cfg(target_arch = "bpf")]
+mod counters;
+#[cfg(target_arch = "bpf")]
 mod emit;
 #[cfg(target_arch = "bpf")]
 mod empty;
 #[cfg(target_arch = "bpf")]
+mod faults;
+#[cfg(target_arch = "bpf")]
 mod kernel;
+#[cfg(target_arch = "bpf")]
+mod layout;
+#[cfg(target_arch = "bpf")]
+mod ledger;
 #[cfg(target_arch = "bpf")]
 mod oom;
 #[cfg(target_arch = "bpf")]
+mod reclaim;
+#[cfg(target_arch = "bpf")]
 mod sched;
+#[cfg(target_arch = "bpf")]
+mod subject;
 #[cfg(target_arch = "bpf")]
 mod tcp;
 

@@ -1,7 +1,7 @@
 //! Scheduler and event-loop stalls.
 //!
-//! Hooks: tp_btf `sched_switch`, always; tp_btf `sys_enter` only while a loop thread is ambiguous (it slows every system
-//! call of the host).
+//! Hooks: tp_btf `sched_switch`, always; only while a loop thread is ambiguous fentry `do_epoll_wait`, or tp_btf
+//! `sys_enter` where the kernel has no fentry (it slows every system call of the host).
 //! Yields: [`LoopGap`] for a turn of an epoll loop over the threshold, [`Stall`] for a watched thread off its CPU for
 //! longer than the threshold, and the state, turns and histogram in the WATCH table.
 //! How: a thread that leaves its CPU by its own will tells in which system call it is (the saved user registers); in
@@ -16,9 +16,9 @@
 use aya_ebpf::{
     bindings::task_struct,
     helpers::{bpf_get_task_stack, bpf_probe_read_kernel, bpf_task_pt_regs},
-    macros::{btf_tracepoint, map},
+    macros::{btf_tracepoint, fentry, map},
     maps::Array,
-    programs::BtfTracePointContext,
+    programs::{BtfTracePointContext, FEntryContext},
 };
 use observer_abi::{
     KERNEL_FRAMES, Kind, histogram,
@@ -27,7 +27,8 @@ use observer_abi::{
 
 use crate::{
     emit::emit,
-    kernel::{Object, current, get, ktime_ns, layout, load, offset, run_queue_clock},
+    kernel::{Object, current, get, ktime_ns, load, offset, run_queue_clock},
+    layout::layout,
 };
 
 #[map]
@@ -258,18 +259,32 @@ fn in_io_wait(task: Object) -> bool {
     byte.is_ok_and(|byte: u8| u64::from(byte) & mask != 0)
 }
 
-/// Attached for seconds at a time, to tell a loop that polls without sleeping from one that does not turn.
+/// Attached for seconds at a time, to tell a loop that polls without sleeping from one that does not turn. Slows every
+/// system call of the host meanwhile.
 #[btf_tracepoint(function = "sys_enter")]
 fn epoll_enter(ctx: BtfTracePointContext) -> i32 {
     let syscall = ctx.arg::<u64>(1);
-    if syscall > 0xffff || !is_epoll(syscall as u32) {
-        return 0;
+    if syscall <= 0xffff && is_epoll(syscall as u32) {
+        let regs: Object = ctx.arg(0);
+        poll(|| load::<u64>(regs, offset!(pt_regs_argument)) as u32);
     }
+    0
+}
+
+/// The same where the kernel takes programs on functions: only calls of epoll pay.
+#[fentry(function = "do_epoll_wait")]
+fn epoll_wait_enter(ctx: FEntryContext) -> i32 {
+    poll(|| ctx.arg(0));
+    0
+}
+
+/// The running task calls epoll.
+#[inline(always)]
+fn poll(fd: impl FnOnce() -> u32) {
     let task = current();
-    let Some(watch) = watched(get!(task, task_pid as u32)) else { return 0 };
-    let regs: Object = ctx.arg(0);
-    if !is_own_loop(watch, load::<u64>(regs, offset!(pt_regs_argument)) as u32) {
-        return 0;
+    let Some(watch) = watched(get!(task, task_pid as u32)) else { return };
+    if !is_own_loop(watch, fd()) {
+        return;
     }
     let now = ktime_ns();
     watch.polls += 1;
@@ -278,5 +293,4 @@ fn epoll_enter(ctx: BtfTracePointContext) -> i32 {
     }
     begin_turn(watch, task, now);
     watch.flags |= POLLED;
-    0
 }

@@ -8,6 +8,7 @@ mod alloc;
 mod bad_input;
 mod export;
 mod jvm;
+mod ladder;
 mod oom;
 mod sched;
 mod tcp;

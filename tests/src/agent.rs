@@ -73,7 +73,29 @@ impl Agent {
     /// Starts `observer run` with these environment variables and waits until its probes are attached.
     #[track_caller]
     pub fn start(env: &[(&str, &str)]) -> Self {
-        let agent = Self::spawn(env);
+        Self::ready(Self::spawn(env))
+    }
+
+    /// Starts it through another program, such as `unshare`, whose last arguments are the binary and its own.
+    #[track_caller]
+    pub fn start_through(launcher: &[&str], env: &[(&str, &str)]) -> Self {
+        let state = TempDir::new().expect("a temporary directory");
+        Self::ready(Self::spawn_through(launcher, &binary(), state, env))
+    }
+
+    /// Likewise, with this copy of the binary and this state directory.
+    #[track_caller]
+    pub fn start_copy(
+        launcher: &[&str],
+        copy: &Path,
+        state: TempDir,
+        env: &[(&str, &str)],
+    ) -> Self {
+        Self::ready(Self::spawn_through(launcher, copy, state, env))
+    }
+
+    #[track_caller]
+    fn ready(agent: Self) -> Self {
         let ready = |line: &str| line.starts_with("observer: ready").then_some(());
         let seen = agent.program.err.wait(0, READY_TIMEOUT, ready);
         assert!(seen.is_some(), "the agent did not get ready\n{}", agent.program.transcript());
@@ -90,10 +112,22 @@ impl Agent {
     /// Starts it and does not wait.
     pub fn spawn(env: &[(&str, &str)]) -> Self {
         let state = TempDir::new().expect("a temporary directory");
+        Self::spawn_through(&[], &binary(), state, env)
+    }
+
+    fn spawn_through(
+        launcher: &[&str],
+        binary: &Path,
+        state: TempDir,
+        env: &[(&str, &str)],
+    ) -> Self {
         let out = state.path().join("out.jsonl");
-        let args = [OsStr::new("run"), OsStr::new("--out"), out.as_os_str()];
-        let program = Program::start(command(state.path(), &args).envs(env.iter().copied()));
-        Self { program, state }
+        let words = launcher.iter().map(OsStr::new);
+        let mut words = words.chain([binary.as_os_str(), OsStr::new("run"), OsStr::new("--out")]);
+        let mut command = Command::new(words.next().expect("there is the binary"));
+        prepare(&mut command, state.path());
+        command.args(words).arg(&out).envs(env.iter().copied());
+        Self { program: Program::start(&mut command), state }
     }
 
     /// Its process id.

@@ -5,18 +5,18 @@ use std::{io, time::Duration};
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::RingBuf,
+    maps::{Queue, RingBuf},
     programs::{
-        BtfTracePoint, FEntry, Iter, PerfEvent, ProgramError,
+        BtfTracePoint, FEntry, Iter, PerfEvent, ProgramError, TracePoint,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
     util::online_cpus,
 };
-use observer_abi::offsets::Layout;
+use observer_abi::{classic::Fields, offsets::Layout};
 
 use super::{
-    Loaded, Options,
-    offsets::Found,
+    Events, Loaded, Options,
+    offsets::{self, Found},
     plan::{Choice, Plan, Refusal, remedy},
     programs::{Hook, PROGRAMS, Spec, Variant},
     support::Support,
@@ -25,13 +25,15 @@ use super::{
 use crate::snapshot::Program;
 
 /// Aligned, because it is parsed as an ELF file in place.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer-ebpf"));
+static FULL: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer-ebpf"));
+/// Aligned, as above.
+static CLASSIC: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/observer-classic"));
 
 /// Name in the object of the program that goes on the entry of a function, where the one named by its [`Spec`] goes on
 /// something else.
 pub(super) const EPOLL_ENTRY: &str = "epoll_wait_enter";
 
-/// Loads the object and starts what the plan says. The verdicts are those of what happened.
+/// Loads the full object and starts what the plan says. The verdicts are those of what happened.
 pub(super) fn full(
     plan: &Plan,
     support: &Support,
@@ -41,43 +43,77 @@ pub(super) fn full(
     let types = aya::Btf::parse_file(&options.btf, aya::Endianness::default())
         .context("cannot read the kernel's type information")?;
     let mut object = object(&types, found, options)?;
-    let mut epoll_hook = None;
-    let programs = PROGRAMS
-        .iter()
-        .zip(&plan.choices)
-        .map(|(spec, choice)| {
-            let (row, hook) = start(&mut object, spec, choice, &types, support, options);
-            if spec.standby {
-                epoll_hook = hook;
-            }
-            row
-        })
-        .collect();
+    let (programs, epoll_hook) = start_all(&mut object, plan, Some(&types), support, options);
     let ring =
         RingBuf::try_from(object.take_map("EVENTS").context("the BPF object has no map EVENTS")?)?;
     let mut tables = Tables::take(&mut object)?;
     tables.set_ports(&options.ports)?;
     let logger =
         (options.log_level > 0).then(|| aya_log::EbpfLogger::init(&mut object)).transpose()?;
-    Ok((Loaded { object, ring, tables, epoll_hook, epoll: None, logger }, programs))
+    let events = Events::Ring(ring);
+    Ok((Loaded { object, events, tables, epoll_hook, epoll: None, logger }, programs))
 }
 
-/// The object with all its maps; no program is loaded yet.
-pub(super) fn object(types: &aya::Btf, found: &Found, options: &Options) -> Result<Ebpf> {
-    let layout = Layout {
+/// Loads the classic object, likewise.
+pub(super) fn classic(
+    plan: &Plan,
+    support: &Support,
+    options: &Options,
+) -> Result<(Loaded, Vec<Program>)> {
+    let fields = support.tracefs.as_ref().map_or(Fields::NONE, offsets::fields);
+    let mut object = EbpfLoader::new()
+        .btf(None)
+        .override_global("FIELDS", &Wire(fields), true)
+        .override_global("LAYOUT", &Wire(layout(Layout::NONE, options)), true)
+        .load(CLASSIC)
+        .context("cannot load the classic BPF object")?;
+    let (programs, epoll_hook) = start_all(&mut object, plan, None, support, options);
+    let queue =
+        Queue::try_from(object.take_map("QUEUE").context("the BPF object has no map QUEUE")?)?;
+    let mut tables = Tables::take(&mut object)?;
+    tables.set_ports(&options.ports)?;
+    let events = Events::Queue(queue);
+    Ok((Loaded { object, events, tables, epoll_hook, epoll: None, logger: None }, programs))
+}
+
+fn layout(of_kernel: Layout, options: &Options) -> Layout {
+    Layout {
         gap_threshold_ns: nanos(options.gap_threshold),
         stall_threshold_ns: nanos(options.stall_threshold),
         run_delay_threshold_ns: nanos(options.run_delay_threshold),
         reclaim_threshold_ns: nanos(options.reclaim_threshold),
-        ..found.layout
-    };
+        page_kib: rustix::param::page_size() as u64 >> 10,
+        ..of_kernel
+    }
+}
+
+/// Starts every program by itself; also gives the hook of the one that waits until it is needed.
+fn start_all(
+    object: &mut Ebpf,
+    plan: &Plan,
+    types: Option<&aya::Btf>,
+    support: &Support,
+    options: &Options,
+) -> (Vec<Program>, Option<Hook>) {
+    let mut standby = None;
+    let mut programs = Vec::with_capacity(PROGRAMS.len());
+    for (spec, choice) in PROGRAMS.iter().zip(&plan.choices) {
+        let (row, hook) = start(object, spec, choice, types, support, options);
+        programs.push(row);
+        standby = hook.filter(|_| spec.standby).or(standby);
+    }
+    (programs, standby)
+}
+
+/// The object with all its maps; no program is loaded yet.
+pub(super) fn object(types: &aya::Btf, found: &Found, options: &Options) -> Result<Ebpf> {
     EbpfLoader::new()
         .btf(Some(types))
         .override_global("OFFSETS", &Wire(found.offsets), true)
-        .override_global("LAYOUT", &Wire(layout), true)
+        .override_global("LAYOUT", &Wire(layout(found.layout, options)), true)
         .override_global(aya_log::LEVEL, &options.log_level, false)
         .map_max_entries("EVENTS", ring_bytes(options.ring_bytes))
-        .load(OBJECT)
+        .load(FULL)
         .context("cannot load the BPF object")
 }
 
@@ -96,7 +132,7 @@ fn start(
     object: &mut Ebpf,
     spec: &Spec,
     choice: &Choice,
-    types: &aya::Btf,
+    types: Option<&aya::Btf>,
     support: &Support,
     options: &Options,
 ) -> (Program, Option<Hook>) {
@@ -148,29 +184,35 @@ fn try_start(
     object: &mut Ebpf,
     spec: &Spec,
     way: &Variant,
-    types: &aya::Btf,
+    types: Option<&aya::Btf>,
     options: &Options,
 ) -> Result<()> {
     let name = if matches!(way.hook, Hook::Entry(_)) { EPOLL_ENTRY } else { spec.name };
     let program = object.program_mut(name).context("it is not in the BPF object")?;
+    let types = || types.context("it needs the kernel's type information");
     match way.hook {
         Hook::TpBtf(name) => {
             let program: &mut BtfTracePoint = program.try_into()?;
-            program.load(name, types)?;
+            program.load(name, types()?)?;
             if !spec.standby {
                 program.attach()?;
             }
         }
         Hook::Entry(name) => {
             let program: &mut FEntry = program.try_into()?;
-            program.load(name, types)?;
+            program.load(name, types()?)?;
         }
         Hook::Iter(name) => {
             let program: &mut Iter = program.try_into()?;
-            program.load(name, types)?;
+            program.load(name, types()?)?;
         }
         Hook::PageFaults => page_faults(program.try_into()?, options.fault_period)?,
-        Hook::Tracepoint(_) => anyhow::bail!("it is not in the BPF object"),
+        Hook::Tracepoint(event) => {
+            let (category, name) = event.split_once('/').context("no category")?;
+            let program: &mut TracePoint = program.try_into()?;
+            program.load()?;
+            program.attach(category, name)?;
+        }
     }
     Ok(())
 }

@@ -23,13 +23,15 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
-    maps::RingBuf,
+    maps::{MapData, Queue, RingBuf},
     programs::{BtfTracePoint, FEntry, Iter, fentry::FEntryLinkId, tp_btf::BtfTracePointLinkId},
 };
 use observer_abi::{
     alloc::TaskRow,
+    classic::Slot,
     tcp::{HolderRow, SocketRow},
 };
+use zerocopy::IntoBytes as _;
 
 pub use self::{
     packets::{Packets, Scope},
@@ -40,6 +42,7 @@ use self::{
     plan::{Plan, Rung, Wanted},
     programs::{Hook, PROGRAMS},
     support::Offer,
+    tables::Wire,
 };
 use crate::snapshot::{Program, Verdict};
 
@@ -80,12 +83,40 @@ pub struct Kernel {
 /// What exists only if an object could be loaded.
 struct Loaded {
     object: Ebpf,
-    ring: RingBuf<aya::maps::MapData>,
+    events: Events,
     tables: Tables,
     /// Where the probe on epoll goes.
     epoll_hook: Option<Hook>,
     epoll: Option<EpollLink>,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+}
+
+/// Where records come from.
+enum Events {
+    Ring(RingBuf<MapData>),
+    Queue(Queue<MapData, Wire<Slot>>),
+}
+
+impl Events {
+    /// Hands over every record that waits. Of the queue at most what it holds: who fills it at the same time waits for the
+    /// next round.
+    fn drain(&mut self, mut take: impl FnMut(&[u8])) {
+        match self {
+            Self::Ring(ring) => {
+                while let Some(record) = ring.next() {
+                    take(&record);
+                }
+            }
+            Self::Queue(queue) => {
+                for _ in 0..queue.capacity() {
+                    let Ok(Wire(slot)) = queue.pop(0) else { return };
+                    let used = usize::try_from(slot.used).unwrap_or(usize::MAX);
+                    // An impossible length is no record, which the reader counts.
+                    take(slot.words.as_bytes().get(..used).unwrap_or_default());
+                }
+            }
+        }
+    }
 }
 
 /// The probe on epoll while it is attached.
@@ -104,10 +135,19 @@ impl Kernel {
             let plan = plan::plan(&support, wanted);
             let loaded = match (plan.rung, &found) {
                 (Rung::Full, Some(found)) => load::full(&plan, &support, found, options),
+                (Rung::Classic, _) => load::classic(&plan, &support, options),
                 _ => break (None, blind(&plan)),
             };
             match loaded {
-                Ok((loaded, programs)) => break (Some(loaded), programs),
+                Ok((loaded, programs)) if plan.stands(&programs) => {
+                    break (Some(loaded), programs);
+                }
+                // Each by itself was refused: the reasons are alike.
+                Ok((_, programs)) => {
+                    let reason =
+                        programs.into_iter().next().map_or(String::new(), |row| row.reason);
+                    support.refused.insert(plan.rung, Offer::No { reason, errno: None });
+                }
                 Err(error) => {
                     // The next plan is one rung down.
                     let (reason, errno) = (format!("{error:#}"), load::errno(&error));
@@ -139,12 +179,10 @@ impl Kernel {
         self.ebpf.as_mut().map(|loaded| &mut loaded.tables)
     }
 
-    /// Hands every waiting record of the ring to `take`.
-    pub fn drain(&mut self, mut take: impl FnMut(&[u8])) {
+    /// Hands every waiting record to `take`.
+    pub fn drain(&mut self, take: impl FnMut(&[u8])) {
         let Some(loaded) = &mut self.ebpf else { return };
-        while let Some(record) = loaded.ring.next() {
-            take(&record);
-        }
+        loaded.events.drain(take);
         if let Some(logger) = &mut loaded.logger {
             logger.flush();
         }

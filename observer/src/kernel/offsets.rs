@@ -1,9 +1,15 @@
 //! Fills the constants that the programs need from the running kernel's BTF.
 
-use observer_abi::offsets::{FIELDS, Layout, Offsets};
+use observer_abi::{
+    classic::{self, Fields, Place},
+    offsets::{FIELDS, Layout, Offsets},
+};
 use zerocopy::IntoBytes as _;
 
-use super::btf::{Btf, Member};
+use super::{
+    btf::{Btf, Member},
+    support::Tracefs,
+};
 
 /// What BTF has told.
 pub struct Found {
@@ -29,6 +35,21 @@ pub fn find(btf: &Btf<'_>) -> Found {
     }
     let layout = layout(btf, &mut offsets);
     Found { offsets, layout, missing }
+}
+
+/// Places of the fields of classic tracepoints.
+pub fn fields(tracefs: &Tracefs) -> Fields {
+    let mut places = Fields::NONE;
+    // As above: the n-th place is the n-th field.
+    let (words, _) = places.as_mut_bytes().as_chunks_mut::<{ size_of::<Place>() }>();
+    for ((event, name), word) in classic::FIELDS.iter().zip(words) {
+        let mut fields = tracefs.events.get(*event).into_iter().flatten();
+        if let Some(field) = fields.find(|field| field.name == *name) {
+            let place = Place { offset: field.offset, bytes: field.size };
+            word.copy_from_slice(place.as_bytes());
+        }
+    }
+    places
 }
 
 fn byte_offset(member: Member) -> u64 {

@@ -8,12 +8,18 @@ use super::{
 };
 use crate::snapshot::{Program, Verdict};
 
+/// What `mark_victim` cannot say before 6.9.
+const VICTIM_BY_PID: &str =
+    "the victim is named by its pid only: its sizes are those of the last tick";
+
 /// How much of the agent a kernel can run. docs/kernels.md says what works on each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rung {
     /// Type information and a ring buffer: all programs.
     Full,
+    /// Classic tracepoints and a queue.
+    Classic,
     /// No program of ours: what `/proc` says.
     Proc,
 }
@@ -54,6 +60,15 @@ pub struct Refusal {
     pub remedy: String,
 }
 
+impl Plan {
+    /// Whether enough of it came true to stay on this rung: any tracepoint.
+    pub fn stands(&self, programs: &[Program]) -> bool {
+        let on_tracepoint =
+            |row: &Program| row.hook.starts_with("tp_btf/") || row.hook.starts_with("tracepoint/");
+        programs.iter().any(|row| row.verdict != Verdict::Impossible && on_tracepoint(row))
+    }
+}
+
 /// Chooses.
 pub fn plan(support: &Support, wanted: Wanted) -> Plan {
     let rung = rung(support);
@@ -75,12 +90,23 @@ fn choose(spec: &Spec, rung: Rung, support: &Support, wanted: Wanted) -> Choice 
             Err(refusal) => refusals.push(refusal),
         }
     }
-    Choice { name: spec.name, ways, refusal: refusals.into_iter().next().unwrap_or_default() }
+    let refusal = if ways.is_empty() {
+        Refusal::all(refusals)
+    } else {
+        refusals.into_iter().next().unwrap_or_default()
+    };
+    Choice { name: spec.name, ways, refusal }
 }
 
 /// The highest rung that this kernel reaches.
 fn rung(support: &Support) -> Rung {
-    if full(support).is_ok() { Rung::Full } else { Rung::Proc }
+    if full(support).is_ok() {
+        Rung::Full
+    } else if classic(support).is_ok() {
+        Rung::Classic
+    } else {
+        Rung::Proc
+    }
 }
 
 /// What the full object needs as a whole.
@@ -95,7 +121,25 @@ fn full(support: &Support) -> Result<(), Refusal> {
     }
     support.bpf.ring_buffer.needed("the kernel gives no ring buffer", support)?;
     support.bpf.tp_btf.needed("the kernel takes no BTF-typed tracepoint", support)?;
-    support.refused.get(&Rung::Full).map_or(Ok(()), |offer| offer.needed("it was refused", support))
+    not_refused(Rung::Full, support)
+}
+
+/// What the classic object needs as a whole.
+fn classic(support: &Support) -> Result<(), Refusal> {
+    if support.tracefs.is_none() {
+        return Err(Refusal::new(
+            "no tracefs can be read in /sys/kernel/tracing".to_owned(),
+            "mount it: mount -t tracefs tracefs /sys/kernel/tracing",
+        ));
+    }
+    support.bpf.queue.needed("the kernel gives no queue", support)?;
+    support.bpf.tracepoint.needed("the kernel takes no program on a tracepoint", support)?;
+    not_refused(Rung::Classic, support)
+}
+
+fn not_refused(rung: Rung, support: &Support) -> Result<(), Refusal> {
+    let refused = support.refused.get(&rung);
+    refused.map_or(Ok(()), |offer| offer.needed("the kernel refused the programs", support))
 }
 
 /// Whether a hook can be used; `Ok` with what it cannot say here.
@@ -114,16 +158,24 @@ fn hook(
     if hook == Hook::PageFaults && !wanted.page_faults {
         return Err(Refusal::new("switched off".to_owned(), "set alloc.fault_period"));
     }
-    if rung != Rung::Full {
-        full(support)?;
+    let object = match hook {
+        Hook::Tracepoint(_) => Rung::Classic,
+        Hook::PageFaults => rung,
+        _ => Rung::Full,
+    };
+    if object != rung || rung == Rung::Proc {
+        if object == Rung::Classic {
+            classic(support)?
+        } else {
+            full(support)?
+        }
+        return missing(&hook.describe());
     }
     match hook {
         Hook::TpBtf(name) => match support.btf.tracepoints.get(name) {
             None => return missing(&hook.describe()),
             Some(parameters) if name == "mark_victim" && parameters.first() == Some(&false) => {
-                return Ok(
-                    "before 6.9 the hook names the victim by pid only, its sizes are those of the last tick",
-                );
+                return Ok(VICTIM_BY_PID);
             }
             Some(_) => {}
         },
@@ -141,8 +193,19 @@ fn hook(
         }
         Hook::PageFaults => {
             support.bpf.perf_event.needed("the kernel takes no program on perf events", support)?;
+            if rung == Rung::Classic {
+                return Ok("a leaf function without a frame hides who called it");
+            }
         }
-        Hook::Tracepoint(_) => return missing(&hook.describe()),
+        Hook::Tracepoint(name) => {
+            let events = support.tracefs.as_ref().map(|tracefs| &tracefs.events);
+            let Some(fields) = events.and_then(|events| events.get(name)) else {
+                return missing(&hook.describe());
+            };
+            if name == "oom/mark_victim" && !fields.iter().any(|field| field.name == "anon_rss") {
+                return Ok(VICTIM_BY_PID);
+            }
+        }
     }
     Ok("")
 }
@@ -160,6 +223,20 @@ impl Offer {
 }
 
 impl Refusal {
+    /// Several at once, each said once.
+    fn all(refusals: Vec<Self>) -> Self {
+        let (mut reasons, mut remedies) = (Vec::new(), Vec::new());
+        for Self { reason, remedy } in refusals {
+            if !reasons.contains(&reason) {
+                reasons.push(reason);
+            }
+            if !remedies.contains(&remedy) {
+                remedies.push(remedy);
+            }
+        }
+        Self { reason: reasons.join("; "), remedy: remedies.join("; or ") }
+    }
+
     /// A reason and its remedy.
     pub fn new(reason: String, remedy: &str) -> Self {
         Self { reason, remedy: remedy.to_owned() }

@@ -51,86 +51,139 @@ pub const PROGRAMS: &[Spec] = &[
     spec(
         "process_fork",
         "alloc",
-        &[best(Hook::TpBtf("sched_process_fork"))],
+        &[
+            best(Hook::TpBtf("sched_process_fork")),
+            or(Hook::Tracepoint("sched/sched_process_fork"), ""),
+        ],
         "forks are not counted",
     ),
     spec(
         "process_exec",
         "alloc",
-        &[best(Hook::TpBtf("sched_process_exec"))],
+        &[
+            best(Hook::TpBtf("sched_process_exec")),
+            or(Hook::Tracepoint("sched/sched_process_exec"), ""),
+        ],
         "execs are not counted",
     ),
     spec(
         "process_exit",
         "alloc",
-        &[best(Hook::TpBtf("sched_process_exit"))],
+        &[
+            best(Hook::TpBtf("sched_process_exit")),
+            or(
+                Hook::Tracepoint("sched/sched_process_exit"),
+                "no exit codes, and no lifetime of processes older than the agent",
+            ),
+        ],
         "exits and short-lived processes are not counted",
     ),
     spec(
         "direct_reclaim_begin",
         "oom",
-        &[best(Hook::TpBtf("mm_vmscan_direct_reclaim_begin"))],
+        &[
+            best(Hook::TpBtf("mm_vmscan_direct_reclaim_begin")),
+            or(Hook::Tracepoint("vmscan/mm_vmscan_direct_reclaim_begin"), ""),
+        ],
         "no direct reclaim",
     ),
     spec(
         "direct_reclaim_end",
         "oom",
-        &[best(Hook::TpBtf("mm_vmscan_direct_reclaim_end"))],
+        &[
+            best(Hook::TpBtf("mm_vmscan_direct_reclaim_end")),
+            or(Hook::Tracepoint("vmscan/mm_vmscan_direct_reclaim_end"), ""),
+        ],
         "no direct reclaim",
     ),
     spec(
         "memcg_reclaim_begin",
         "oom",
-        &[best(Hook::TpBtf("mm_vmscan_memcg_reclaim_begin"))],
+        &[
+            best(Hook::TpBtf("mm_vmscan_memcg_reclaim_begin")),
+            or(Hook::Tracepoint("vmscan/mm_vmscan_memcg_reclaim_begin"), ""),
+        ],
         "no reclaim of memory cgroups",
     ),
     spec(
         "memcg_reclaim_end",
         "oom",
-        &[best(Hook::TpBtf("mm_vmscan_memcg_reclaim_end"))],
+        &[
+            best(Hook::TpBtf("mm_vmscan_memcg_reclaim_end")),
+            or(Hook::Tracepoint("vmscan/mm_vmscan_memcg_reclaim_end"), ""),
+        ],
         "no reclaim of memory cgroups",
     ),
     spec(
         "kswapd_wake",
         "oom",
-        &[best(Hook::TpBtf("mm_vmscan_kswapd_wake"))],
+        &[
+            best(Hook::TpBtf("mm_vmscan_kswapd_wake")),
+            or(Hook::Tracepoint("vmscan/mm_vmscan_kswapd_wake"), ""),
+        ],
         "kswapd's work is not seen",
     ),
     spec(
         "kswapd_sleep",
         "oom",
-        &[best(Hook::TpBtf("mm_vmscan_kswapd_sleep"))],
+        &[
+            best(Hook::TpBtf("mm_vmscan_kswapd_sleep")),
+            or(Hook::Tracepoint("vmscan/mm_vmscan_kswapd_sleep"), ""),
+        ],
         "kswapd's rest is not seen",
     ),
     spec(
         "reclaim_throttled",
         "oom",
-        &[best(Hook::TpBtf("mm_vmscan_throttled"))],
+        &[
+            best(Hook::TpBtf("mm_vmscan_throttled")),
+            or(Hook::Tracepoint("vmscan/mm_vmscan_throttled"), ""),
+        ],
         "reclaim throttling is not seen",
     ),
     spec(
         "compaction_begin",
         "oom",
-        &[best(Hook::TpBtf("mm_compaction_begin"))],
+        &[
+            best(Hook::TpBtf("mm_compaction_begin")),
+            or(Hook::Tracepoint("compaction/mm_compaction_begin"), ""),
+        ],
         "compaction is not seen",
     ),
     spec(
         "compaction_end",
         "oom",
-        &[best(Hook::TpBtf("mm_compaction_end"))],
+        &[
+            best(Hook::TpBtf("mm_compaction_end")),
+            or(Hook::Tracepoint("compaction/mm_compaction_end"), ""),
+        ],
         "compaction is not seen",
     ),
     spec(
         "oom_retry",
         "oom",
-        &[best(Hook::TpBtf("reclaim_retry_zone"))],
+        &[
+            best(Hook::TpBtf("reclaim_retry_zone")),
+            or(Hook::Tracepoint("oom/reclaim_retry_zone"), ""),
+        ],
         "the last retries before a kill are not seen",
     ),
-    spec("mark_victim", "oom", &[best(Hook::TpBtf("mark_victim"))], "OOM kills are not seen"),
+    spec(
+        "mark_victim",
+        "oom",
+        &[best(Hook::TpBtf("mark_victim")), or(Hook::Tracepoint("oom/mark_victim"), "")],
+        "OOM kills are not seen",
+    ),
     spec(
         "inet_sock_set_state",
         "tcp",
-        &[best(Hook::TpBtf("inet_sock_set_state"))],
+        &[
+            best(Hook::TpBtf("inet_sock_set_state")),
+            or(
+                Hook::Tracepoint("sock/inet_sock_set_state"),
+                "no bytes, errors and round trip times of connections, and no owner of an accepted one before it closes",
+            ),
+        ],
         "connections have no owner and no end",
     ),
     spec("tcp_rows", "tcp", &[best(Hook::Iter("tcp"))], "open connections are not seen"),
@@ -149,7 +202,8 @@ pub const PROGRAMS: &[Spec] = &[
     Spec {
         name: "epoll_enter",
         signal: "sched",
-        variants: &[best(Hook::TpBtf("sys_enter"))],
+        // The second sees the same, but slows every system call of the host while it is attached.
+        variants: &[best(Hook::Entry("do_epoll_wait")), or(Hook::TpBtf("sys_enter"), "")],
         standby: true,
         loss: "a loop that polls without sleeping cannot be told from a stuck one",
     },
@@ -166,6 +220,10 @@ const fn spec(
 
 const fn best(hook: Hook) -> Variant {
     Variant { hook, loss: "" }
+}
+
+const fn or(hook: Hook, loss: &'static str) -> Variant {
+    Variant { hook, loss }
 }
 
 /// Every hook of every program.

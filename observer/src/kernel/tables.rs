@@ -27,12 +27,20 @@ unsafe impl<T: FromBytes + Copy + 'static> Pod for Wire<T> {}
 /// The maps that the agent reads and writes.
 pub struct Tables {
     counters: PerCpuArray<MapData, u64>,
-    watch: Array<MapData, Wire<Watch>>,
+    watch: Watching,
     ports: Array<MapData, u64>,
     peers: HashMap<MapData, [u8; 16], u32>,
     reclaimers: HashMap<MapData, u32, Wire<Reclaimer>>,
     faults: HashMap<MapData, Wire<FaultSite>, Wire<Faults>>,
     stacks: StackTraceMap<MapData>,
+}
+
+/// How the programs know which threads are watched.
+enum Watching {
+    /// State of each, which they also write.
+    State(Array<MapData, Wire<Watch>>),
+    /// Only that they are.
+    Key(HashMap<MapData, u32, u32>),
 }
 
 /// Sums over all CPUs.
@@ -66,12 +74,18 @@ impl Tables {
     /// # Errors
     /// If the object lacks a map, which means that it is not the one this agent was built with.
     pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
+        let has_state = ebpf.map("WATCH").is_some();
         let mut map = |name: &'static str| {
             ebpf.take_map(name).with_context(|| format!("the BPF object has no map {name}"))
         };
+        let watch = if has_state {
+            Watching::State(map("WATCH")?.try_into()?)
+        } else {
+            Watching::Key(map("WATCHED")?.try_into()?)
+        };
         Ok(Self {
             counters: map("COUNTERS_MAP")?.try_into()?,
-            watch: map("WATCH")?.try_into()?,
+            watch,
             ports: map("PORTS")?.try_into()?,
             peers: map("PEERS")?.try_into()?,
             reclaimers: map("RECLAIMERS")?.try_into()?,
@@ -92,28 +106,39 @@ impl Tables {
         sums
     }
 
-    /// Starts to watch a thread. False if its slot is taken by another one.
+    /// Starts to watch a thread. False if its slot is taken by another one, or the table is full.
     pub fn watch(&mut self, tid: u32) -> bool {
-        let slot = tid & (WATCH_SLOTS - 1);
-        let taken = self
-            .watch
-            .get(&slot, 0)
-            .is_ok_and(|Wire(entry)| entry.key != 0 && entry.key != tid | WATCHED);
-        let entry = Watch { key: tid | WATCHED, ..Watch::default() };
-        !taken && self.watch.set(slot, Wire(entry), 0).is_ok()
+        match &mut self.watch {
+            Watching::Key(keys) => keys.insert(tid, 0, 0).is_ok(),
+            Watching::State(slots) => {
+                let slot = tid & (WATCH_SLOTS - 1);
+                let taken = slots
+                    .get(&slot, 0)
+                    .is_ok_and(|Wire(entry)| entry.key != 0 && entry.key != tid | WATCHED);
+                let entry = Watch { key: tid | WATCHED, ..Watch::default() };
+                !taken && slots.set(slot, Wire(entry), 0).is_ok()
+            }
+        }
     }
 
     /// Stops to watch a thread.
     pub fn unwatch(&mut self, tid: u32) {
-        if self.watched(tid).is_some() {
+        let has_state = self.watched(tid).is_some();
+        match &mut self.watch {
+            // Only fails if it is not there.
+            Watching::Key(keys) => drop(keys.remove(&tid)),
             // Within bounds: cannot fail.
-            drop(self.watch.set(tid & (WATCH_SLOTS - 1), Wire(Watch::default()), 0));
+            Watching::State(slots) if has_state => {
+                drop(slots.set(tid & (WATCH_SLOTS - 1), Wire(Watch::default()), 0));
+            }
+            Watching::State(_) => {}
         }
     }
 
-    /// State of a watched thread.
+    /// State of a watched thread; `None` where the programs keep none.
     pub fn watched(&self, tid: u32) -> Option<Watch> {
-        let Wire(entry) = self.watch.get(&(tid & (WATCH_SLOTS - 1)), 0).ok()?;
+        let Watching::State(slots) = &self.watch else { return None };
+        let Wire(entry) = slots.get(&(tid & (WATCH_SLOTS - 1)), 0).ok()?;
         (entry.key == tid | WATCHED).then_some(entry)
     }
 

@@ -5,7 +5,7 @@ use std::{fmt::Write as _, fs, path::PathBuf};
 
 use super::*;
 
-/// A kernel without function hooks; tracefs was not mounted.
+/// A kernel without function hooks.
 const NO_FTRACE: &str = "6.18-no-ftrace";
 const WANTED: Wanted = Wanted { page_faults: true };
 
@@ -71,7 +71,45 @@ fn every_recorded_kernel_gets_the_plan_beside_it() {
 fn without_btf_no_typed_program_runs() {
     let mut support = recorded(NO_FTRACE);
     support.btf = super::super::support::Types { error: "gone".to_owned(), ..Default::default() };
-    check(&support, "sched_switch", Rung::Proc, Verdict::Impossible, "no kernel type information");
+    check(
+        &support,
+        "sched_switch",
+        Rung::Classic,
+        Verdict::Impossible,
+        "no kernel type information",
+    );
+    check(&support, "kswapd_wake", Rung::Classic, Verdict::Attached, "");
+    check(&support, "inet_sock_set_state", Rung::Classic, Verdict::Degraded, "no bytes");
+}
+
+#[test]
+fn without_a_ring_buffer_records_go_through_a_queue() {
+    // As 5.4 to 5.7 are.
+    let mut support = recorded(NO_FTRACE);
+    let unknown = || Offer::No { reason: "Invalid argument".to_owned(), errno: Some(libc::EINVAL) };
+    support.bpf.ring_buffer = unknown();
+    check(&support, "mark_victim", Rung::Classic, Verdict::Attached, "");
+    check(&support, "tcp_rows", Rung::Classic, Verdict::Impossible, "no ring buffer");
+    support.bpf.queue = unknown();
+    check(&support, "mark_victim", Rung::Proc, Verdict::Impossible, "no queue");
+}
+
+#[test]
+fn without_btf_and_tracefs_both_are_named() {
+    let mut support = recorded(NO_FTRACE);
+    support.tracefs = None;
+    support.bpf.ring_buffer = Offer::Untried;
+    check(&support, "mark_victim", Rung::Proc, Verdict::Impossible, "no ring buffer; no tracefs");
+    check(&support, "sched_switch", Rung::Proc, Verdict::Impossible, "no ring buffer");
+}
+
+#[test]
+fn an_old_mark_victim_is_seen_in_its_format() {
+    let mut support = recorded(NO_FTRACE);
+    support.refused.insert(Rung::Full, Offer::Untried);
+    let events = &mut support.tracefs.as_mut().unwrap().events;
+    events.get_mut("oom/mark_victim").unwrap().retain(|field| field.name == "pid");
+    check(&support, "mark_victim", Rung::Classic, Verdict::Degraded, "by its pid only");
 }
 
 #[test]
@@ -79,8 +117,10 @@ fn what_was_refused_when_tried_is_not_tried_again() {
     let mut support = recorded(NO_FTRACE);
     let refusal =
         Offer::No { reason: "the verifier says no".to_owned(), errno: Some(libc::EINVAL) };
-    support.refused.insert(Rung::Full, refusal);
-    check(&support, "sched_switch", Rung::Proc, Verdict::Impossible, "the verifier says no");
+    support.refused.insert(Rung::Full, refusal.clone());
+    check(&support, "sched_switch", Rung::Classic, Verdict::Impossible, "the verifier says no");
+    support.refused.insert(Rung::Classic, refusal);
+    check(&support, "kswapd_wake", Rung::Proc, Verdict::Impossible, "the verifier says no");
 }
 
 #[test]
@@ -106,7 +146,7 @@ fn one_tracepoint_that_is_missing_takes_one_program_along() {
 fn a_victim_that_is_only_a_pid_is_a_lesser_one() {
     let mut support = recorded(NO_FTRACE);
     support.btf.tracepoints.insert("mark_victim".to_owned(), vec![false]);
-    check(&support, "mark_victim", Rung::Full, Verdict::Degraded, "by pid only");
+    check(&support, "mark_victim", Rung::Full, Verdict::Degraded, "by its pid only");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use observer_abi::{
     Counter,
-    alloc::{Exit, TASK_KERNEL, TASK_LEADER, TaskRow},
+    alloc::{EXIT_CODE_UNKNOWN, Exit, TASK_KERNEL, TASK_LEADER, TaskRow},
 };
 
 use super::{
@@ -88,13 +88,22 @@ impl Alloc {
     pub fn exit(&mut self, record: &Exit, now: Now, who: &mut dyn Who, out: &mut Output) {
         let name = comm_text(&record.header.comm);
         let process = who.process(record.header.tgid, None, &name);
+        let known = record.exit_code != EXIT_CODE_UNKNOWN;
         let (signal, code) = (record.exit_code & 0x7f, record.exit_code >> 8 & 0xff);
-        let failed = signal != 0 || code != 0;
-        let how = if signal != 0 {
-            format!("killed by signal {signal}")
-        } else {
-            format!("exited with {code}")
+        let failed = known && (signal != 0 || code != 0);
+        let how = match (known, signal) {
+            (false, _) => "exited".to_owned(),
+            (true, 0) => format!("exited with {code}"),
+            (true, signal) => format!("killed by signal {signal}"),
         };
+        let mut attrs = vec![
+            attr("process.pid", record.header.tgid),
+            attr("observer.process.lifetime_ns", record.lifetime_ns),
+        ];
+        if known {
+            attrs.push(attr("process.exit.code", code));
+            attrs.push(attr("observer.process.exit_signal", signal));
+        }
         out.event(Event {
             name: "observer.process.exit",
             severity: if failed { Severity::Warn } else { Severity::Info },
@@ -104,12 +113,7 @@ impl Alloc {
                 record.header.tgid,
                 record.lifetime_ns as f64 / 1e9
             ),
-            attrs: vec![
-                attr("process.pid", record.header.tgid),
-                attr("process.exit.code", code),
-                attr("observer.process.exit_signal", signal),
-                attr("observer.process.lifetime_ns", record.lifetime_ns),
-            ],
+            attrs,
             context: None,
             subject: Subject::Process(process),
         });

@@ -118,7 +118,7 @@ impl Oom {
             oom_score_adj: record.oom_score_adj,
             in_cgroup: record.memcg != 0,
         };
-        if let Some(last) = last.filter(|_| record.start_boottime_ns == 0) {
+        if let Some(last) = last.filter(|_| record.anon_pages == 0 && record.file_pages == 0) {
             kill.victim_name.clone_from(&last.name);
             kill.anon_bytes = last.anon_bytes;
             kill.file_bytes = last.file_bytes;

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use observer_abi::tcp::{CLIENT, Closed, LOCAL, OPEN, OWNER_EXIT, Owned, PEER, Socket};
+use observer_abi::tcp::{CLIENT, Closed, LOCAL, NOT_READ, OPEN, OWNER_EXIT, Owned, PEER, Socket};
 
 use super::endpoint::address;
 use crate::{
@@ -41,6 +41,7 @@ pub fn root(key: u64, birth_ktime_ns: u64) -> SpanContext {
 
 /// Why and with which error a connection ended.
 pub fn close_reason(record: &Closed) -> (&'static str, Option<&'static str>) {
+    const UNKNOWN: i32 = NOT_READ as i32;
     let error = i32::from(record.socket.error);
     if record.owned.was_established == 0 {
         return match error {
@@ -56,7 +57,7 @@ pub fn close_reason(record: &Closed) -> (&'static str, Option<&'static str>) {
         (LOCAL, _) => ("local_close", None),
         (OWNER_EXIT, _) => ("owner_exit", None),
         (OPEN, 0) => ("reset_by_local", Some("ECONNABORTED")),
-        (PEER, 0) => ("peer_close", None),
+        (PEER, 0 | UNKNOWN) => ("peer_close", None),
         (_, libc::ECONNRESET | libc::EPIPE) => ("reset_by_peer", Some("ECONNRESET")),
         _ => ("error", Some("_OTHER")),
     }
@@ -101,8 +102,11 @@ pub fn since(socket: &Socket, before: &Socket) -> Socket {
 }
 
 /// Attributes that count what went over a connection.
-pub fn counts(socket: &Socket) -> [Attr; 4] {
-    [
+pub fn counts(socket: &Socket) -> Vec<Attr> {
+    if socket.error == NOT_READ {
+        return Vec::new();
+    }
+    vec![
         attr("observer.tcp.sent_bytes", socket.sent_bytes),
         attr("observer.tcp.received_bytes", socket.received_bytes),
         attr("observer.tcp.retransmits", socket.retransmits),
