@@ -5,6 +5,8 @@ mod database;
 mod event_loop_block;
 mod fd_exhaustion;
 mod idle_in_transaction;
+mod json_giants;
+mod jvm_metaspace;
 pub mod load;
 mod lock_pile_up;
 mod orders;
@@ -13,6 +15,7 @@ mod pid_exhaustion;
 mod pm2_crash_loop;
 mod pm2_two_daemons;
 mod port_exhaustion;
+mod redis_fill;
 mod upload_leak;
 
 use observer_tests::{find_program, postgres};
@@ -23,6 +26,10 @@ use crate::stage::Stage;
 /// All of them, in the order of the report.
 pub const ALL: &[&Scenario] = &[
     &upload_leak::SCENARIO,
+    &json_giants::SCENARIO,
+    &redis_fill::SCENARIO,
+    &redis_fill::SAVE,
+    &jvm_metaspace::SCENARIO,
     &cache_thrash::SCENARIO,
     &event_loop_block::SCENARIO,
     &pm2_crash_loop::SCENARIO,

@@ -93,12 +93,12 @@ pub(crate) fn lab(lab: &Lab) -> Result<()> {
         lab.vm.is_some() || is_root(),
         "the agent loads BPF programs: run as root, or in a guest with --vm"
     );
-    let agent = agent(&tools)?;
+    let (agent, place) = (agent(&tools)?, Place::of(lab.vm.as_deref())?);
     let mut rows = Vec::new();
     for scenario in &chosen {
         for twin in twins(lab) {
             for number in 1..=lab.runs {
-                rows.push(row(lab, scenario, &agent, twin, number));
+                rows.push(row(lab, scenario, &place, &agent, twin, number));
             }
         }
     }
@@ -135,13 +135,20 @@ fn agent(tools: &Tools) -> Result<PathBuf> {
     fs::canonicalize(BINARY).context(BINARY)
 }
 
-fn row(lab: &Lab, scenario: &Scenario, agent: &Path, twin: bool, number: u32) -> Row {
+fn row(
+    lab: &Lab,
+    scenario: &Scenario,
+    place: &Place,
+    agent: &Path,
+    twin: bool,
+    number: u32,
+) -> Row {
     let kind = if twin { "twin" } else { "fault" };
     let out = Path::new(FOLDER).join(scenario.name()).join(format!("{kind}-{number}"));
     println!("\n== {} {kind} {number}: {}", scenario.name(), scenario.text("shows"));
-    let place = Place::of(lab.vm.as_deref(), agent);
     let start = Instant::now();
-    let result = attempt(lab, scenario, &place, twin, &out).map_err(|error| format!("{error:#}"));
+    let result =
+        attempt(lab, scenario, place, agent, twin, &out).map_err(|error| format!("{error:#}"));
     match &result {
         Ok(score) => println!("{}", report::sentence(score)),
         Err(error) => println!("{error}"),
@@ -149,7 +156,14 @@ fn row(lab: &Lab, scenario: &Scenario, agent: &Path, twin: bool, number: u32) ->
     Row { scenario: scenario.clone(), place: place.to_string(), result, wall: start.elapsed() }
 }
 
-fn attempt(lab: &Lab, scenario: &Scenario, place: &Place, twin: bool, out: &Path) -> Result<Score> {
+fn attempt(
+    lab: &Lab,
+    scenario: &Scenario,
+    place: &Place,
+    agent: &Path,
+    twin: bool,
+    out: &Path,
+) -> Result<Score> {
     if out.exists() {
         fs::remove_dir_all(out).with_context(|| out.display().to_string())?;
     }
@@ -159,7 +173,7 @@ fn attempt(lab: &Lab, scenario: &Scenario, place: &Place, twin: bool, out: &Path
     args.extend(lab.smoke.then(|| "--smoke".to_owned()));
     args.extend(lab.seconds.map(|seconds| format!("--seconds={seconds}")));
     args.extend(lab.rate.map(|rate| format!("--rate={rate}")));
-    place.run(scenario, args, out)?;
+    place.run(scenario, agent, args, out)?;
     let run = Timeline::read(&out.join("timeline.jsonl"))?;
     let score = score::score(&run).context("the time line has no fault_start")?;
     let gap_s = score.witness.longest_gap_s;

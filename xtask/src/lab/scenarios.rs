@@ -53,13 +53,11 @@ impl Scenario {
     }
 
     /// A number among its needs.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for guests"))]
     pub(super) fn need(&self, key: &str) -> Option<u64> {
         self.0["needs"][key].as_u64()
     }
 
     /// A yes or no among its needs.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for guests"))]
     pub(super) fn needs(&self, key: &str) -> bool {
         self.0["needs"][key] == true
     }
@@ -75,7 +73,6 @@ impl Scenario {
     }
 
     /// Longest time from the fault on, by the clock of the run.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for guests"))]
     pub(super) fn seconds(&self) -> u64 {
         self.0["seconds"].as_u64().unwrap_or(120)
     }

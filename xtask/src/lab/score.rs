@@ -126,18 +126,25 @@ impl Culprits {
 /// The first of each thing that the agent's signals showed after the fault.
 fn signals(run: &Timeline, fault_s: f64, culprits: &Culprits) -> Vec<(String, f64)> {
     let after = |event: &&Event| event.t_s >= fault_s;
-    let left = run.of("agent", "time_left").filter(after).find(|event| culprits.has(event));
-    let left = left.map(|event| {
-        let seconds = event.number("time_left_s").unwrap_or_default();
-        (format!("culprit with {seconds:.0} s left"), event.t_s - fault_s)
-    });
+    let left: Vec<&Event> = run.of("agent", "time_left").filter(after).collect();
+    let named = |most_s: f64| {
+        let soon = |event: &&&Event| event.number("time_left_s").is_some_and(|left| left < most_s);
+        left.iter().filter(soon).find(|event| culprits.has(event)).map(|event| event.t_s - fault_s)
+    };
+    let left = [("culprit grows most", f64::MAX), ("culprit, less than 60 s left", 60.0)];
+    let left = left.map(|(what, most_s)| Some((what.to_owned(), named(most_s)?)));
     let first = |what: &'static str| {
         let event = run.of("agent", what).find(after)?;
         Some((what.replace('_', " "), event.t_s - fault_s))
     };
     let spans = run.of("agent", "first_span").filter(after);
     let spans = spans.map(|event| (event.text("name").to_owned(), event.t_s - fault_s));
-    left.into_iter().chain(first("limit_hit")).chain(first("oom_kill")).chain(spans).collect()
+    left.into_iter()
+        .flatten()
+        .chain(first("limit_hit"))
+        .chain(first("oom_kill"))
+        .chain(spans)
+        .collect()
 }
 
 fn witness(run: &Timeline) -> Witness {
@@ -206,16 +213,21 @@ mod tests {
 
     #[test]
     fn signals_are_told_from_the_fault_on() {
-        let left = |t_s: u32, pid: u32| {
-            format!(
-                r#"{{"t_s":{t_s},"source":"agent","what":"time_left","time_left_s":31.6,"culprit_pid":{pid}}}"#
-            )
+        let left = |t_s: u32, pid: u32, left_s: u32| {
+            let who = format!(r#""culprit_pid":{pid},"time_left_s":{left_s}"#);
+            format!(r#"{{"t_s":{t_s},"source":"agent","what":"time_left",{who}}}"#)
         };
         let span = r#"{"t_s":33,"source":"agent","what":"first_span","name":"memory.reclaim"}"#;
-        let score = scored(false, &format!("{}\n{}\n{span}", left(21, 9), left(22, 7)));
-        let expected =
-            [("culprit with 32 s left".to_owned(), 2.0), ("memory.reclaim".to_owned(), 13.0)];
-        assert_eq!(score.signals, expected);
+        let score = scored(
+            false,
+            &[left(21, 9, 31), left(22, 7, 90), span.to_owned(), left(34, 7, 59)].join("\n"),
+        );
+        let expected = [
+            ("culprit grows most", 2.0),
+            ("culprit, less than 60 s left", 14.0),
+            ("memory.reclaim", 13.0),
+        ];
+        assert_eq!(score.signals, expected.map(|(what, at)| (what.to_owned(), at)));
     }
 
     #[test]
