@@ -23,16 +23,20 @@ use crate::{
 /// What is on the disk, with all that it depends on; written as `Depends` of a package is.
 const WANTED: &str = "postgresql, redis-server, redis-tools, nodejs, \
     default-jdk-headless | openjdk-17-jdk-headless, tmux, iproute2, procps, mawk | awk, gcc, libc6-dev, \
-    python3-minimal, dmsetup";
+    python3-minimal, dmsetup, mount, e2fsprogs";
 
 /// What is on the disk where this host has it, beside the library that the OTLP receiver links.
-const WELCOME: &[&str] = &["kmod", "nftables", "iptables", "strace", "bpftool"];
+const WELCOME: &[&str] = &["nftables", "iptables", "strace", "bpftool"];
 
 /// Starts of names of packages that what depends on them does without in a guest.
-const LEFT_OUT: &[&str] = &["libllvm", "libz3", "locales", "ca-certificates", "adduser", "debconf"];
+const LEFT_OUT: &[&str] =
+    &["libllvm", "libz3", "locales", "ca-certificates", "adduser", "debconf", "kmod"];
 
 /// Files that installation made and that no package lists.
 const MADE: &[&str] = &["/etc/group", "/etc/ld.so.cache", "/etc/nsswitch.conf", "/etc/passwd"];
+
+/// Programs of kmod. It reads an index of modules that only its own depmod makes; guests have the text and busybox.
+const BUSYBOX: &[&str] = &["insmod", "lsmod", "modprobe", "rmmod"];
 
 /// Mount points and work folders.
 const FOLDERS: &[&str] = &["dev", "mnt", "proc", "root", "run", "sys", "tmp", "var/tmp", "var/lib"];
@@ -153,6 +157,9 @@ fn stage(folder: &Path, names: &BTreeSet<String>, pm2: &Path) -> Result<u64> {
         stage.add_as(&rotel, ROTEL)?;
     }
     FOLDERS.iter().try_for_each(|folder| stage.folder(folder))?;
+    for program in BUSYBOX {
+        stage.link(&format!("usr/sbin/{program}"), "/job/busybox")?;
+    }
     stage.write("/etc/hosts", "127.0.0.1 localhost\n")?;
     Ok(stage.bytes)
 }

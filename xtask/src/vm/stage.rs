@@ -73,6 +73,11 @@ impl Stage {
         fs::create_dir_all(&place).with_context(|| place.display().to_string())
     }
 
+    /// Adds a symbolic link.
+    pub(super) fn link(&self, path: &str, target: &str) -> Result<()> {
+        symlink(target, self.top.join(path)).with_context(|| format!("cannot stage {path}"))
+    }
+
     /// Adds a file with this text.
     pub(super) fn write(&mut self, path: &str, text: &str) -> Result<()> {
         let place = self.top.join(path.trim_start_matches('/'));
