@@ -25,15 +25,8 @@ impl Cgroup {
 
     /// One whose processes may use `percent` of one CPU; `None` if this host has no CPU controller.
     pub fn with_cpu_quota(name: &str, percent: u32) -> Option<Self> {
-        let (group, v2) = Self::new("cpu", name)?;
-        let quota_us = percent * 1000;
-        match v2 {
-            true => group.write("cpu.max", &format!("{quota_us} 100000")),
-            false => {
-                group.write("cpu.cfs_period_us", "100000");
-                group.write("cpu.cfs_quota_us", &quota_us.to_string());
-            }
-        }
+        let (group, _) = Self::new("cpu", name)?;
+        group.set_cpu_quota(Some(percent));
         Some(group)
     }
 
@@ -42,6 +35,22 @@ impl Cgroup {
         let (group, _) = Self::new("pids", name)?;
         group.write("pids.max", &count.to_string());
         Some(group)
+    }
+
+    /// Its processes may use `percent` of one CPU from now on, or all they want.
+    pub fn set_cpu_quota(&self, percent: Option<u32>) {
+        let quota_us = percent.map(|percent| (percent * 1000).to_string());
+        if self.dir.join("cpu.max").exists() {
+            let quota_us = quota_us.as_deref().unwrap_or("max");
+            return self.write("cpu.max", &format!("{quota_us} 100000"));
+        }
+        self.write("cpu.cfs_period_us", "100000");
+        self.write("cpu.cfs_quota_us", quota_us.as_deref().unwrap_or("-1"));
+    }
+
+    /// Puts a process with its threads into it.
+    pub fn add(&self, pid: u32) {
+        self.write("cgroup.procs", &pid.to_string());
     }
 
     /// A command that runs `program` inside.

@@ -37,11 +37,13 @@ pub struct Settings<'a> {
     pub port: u16,
     /// `max_connections`. Three of them are for superusers.
     pub max_connections: u32,
+    /// Folder of its data, which commits then wait for; without one, the data are temporary and never flushed.
+    pub folder: Option<&'a Path>,
 }
 
 impl Default for Settings<'_> {
     fn default() -> Self {
-        Self { address: "", port: 0, max_connections: 400 }
+        Self { address: "", port: 0, max_connections: 400, folder: None }
     }
 }
 
@@ -61,7 +63,8 @@ impl Postgres {
 
     /// Starts one with these settings. It refuses to run as root, so it runs as the package's user.
     pub fn with(settings: Settings) -> Self {
-        let data = TempDir::new().expect("a temporary directory");
+        let data = settings.folder.map_or_else(TempDir::new, TempDir::new_in);
+        let data = data.expect("a temporary directory");
         let (user, group) = user_ids("postgres").expect("the package has made the user postgres");
         chown(data.path(), Some(user), Some(group)).expect("root may give a directory away");
         let command = |name: &str| {
@@ -87,7 +90,8 @@ impl Postgres {
             address => format!("listen_addresses=127.0.0.1,{address}"),
         };
         let connections = format!("max_connections={}", settings.max_connections);
-        for setting in [&addresses, &connections, "fsync=off", &sockets] {
+        let flushed = if settings.folder.is_some() { "fsync=on" } else { "fsync=off" };
+        for setting in [&addresses, &connections, flushed, &sockets] {
             server.args(["-c", setting]);
         }
         let program = Program::start(&mut server);
