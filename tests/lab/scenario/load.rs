@@ -87,6 +87,11 @@ pub enum Load {
         /// The file.
         file: PathBuf,
     },
+    /// Works for a part of each 100 ms, and for a larger one from second to second.
+    Poll {
+        /// Percent more a second.
+        rate: f64,
+    },
 }
 
 /// Runs one until it is killed.
@@ -94,6 +99,7 @@ pub fn run(load: &Load) -> std::io::Result<()> {
     match load {
         Load::Grow { rate, most } => grow(*rate, *most),
         Load::Scan { file } => scan(file),
+        Load::Poll { rate } => super::cpu_realtime_hog::poll(*rate),
     }
 }
 

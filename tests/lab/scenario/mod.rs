@@ -1,11 +1,20 @@
 //! The scenarios: each a file with one constant, and a line in [`ALL`].
 
 mod cache_thrash;
+mod cpu_neighbours;
+mod cpu_quota;
+pub mod cpu_realtime_hog;
 mod database;
+mod disk;
+mod disk_slow;
+mod disk_suspended;
 mod event_loop_block;
 mod fd_exhaustion;
+mod fork_storm;
 mod idle_in_transaction;
+mod jobs;
 mod json_giants;
+mod jvm_gc_thrash;
 mod jvm_metaspace;
 pub mod load;
 mod lock_pile_up;
@@ -16,6 +25,8 @@ mod pm2_crash_loop;
 mod pm2_two_daemons;
 mod port_exhaustion;
 mod redis_fill;
+mod redis_save_thp;
+mod shop;
 mod upload_leak;
 
 use observer_tests::{find_program, postgres};
@@ -41,6 +52,14 @@ pub const ALL: &[&Scenario] = &[
     &fd_exhaustion::SCENARIO,
     &port_exhaustion::SCENARIO,
     &pid_exhaustion::SCENARIO,
+    &cpu_quota::SCENARIO,
+    &cpu_neighbours::SCENARIO,
+    &cpu_realtime_hog::SCENARIO,
+    &fork_storm::SCENARIO,
+    &disk_suspended::SCENARIO,
+    &disk_slow::SCENARIO,
+    &jvm_gc_thrash::SCENARIO,
+    &redis_save_thp::SCENARIO,
 ];
 
 /// A fault with real programs, and its healthy twin.
