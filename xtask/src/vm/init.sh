@@ -55,7 +55,7 @@ perform() {
     $bb stty -F "/dev/$VM_JOB" raw
     say "VM-START"
     cd /root
-    $bb sh /job/run </dev/null >"/dev/$VM_JOB" 2>&1
+    /bin/sh /job/run </dev/null >"/dev/$VM_JOB" 2>&1
     status=$?
     cd /
     out=$(disks | $bb tail -n 1)
