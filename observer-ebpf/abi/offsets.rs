@@ -42,6 +42,8 @@ offsets! {
     task_signal = "task_struct"."signal",
     /// First thread.
     task_group_leader = "task_struct"."group_leader",
+    /// Kernel stack.
+    task_stack = "task_struct"."stack",
     /// Parent.
     task_real_parent = "task_struct"."real_parent",
     /// Start, CLOCK_MONOTONIC.
@@ -158,6 +160,12 @@ offsets! {
     sock_max_ack_backlog = "sock"."sk_max_ack_backlog",
     /// Protocol-level sock of a socket.
     socket_sk = "socket"."sk",
+    /// Inode of an open file.
+    file_inode = "file"."f_inode",
+    /// What an open file is, by its kind; of a socket, its `struct socket`.
+    file_private_data = "file"."private_data",
+    /// Kind and permissions.
+    inode_mode = "inode"."i_mode",
 }
 
 /// What is not an offset but differs between kernels, and what the user has set. Also constants to the programs.
@@ -184,6 +192,11 @@ pub struct Layout {
     pub io_wait_mask: u64,
     /// Byte of `pt_regs` that holds the link register; 0 where a call puts its return address on the stack (x86).
     pub link_register: u64,
+    /// Whether helpers give the current task and the socket of a file with their types (5.11). Else they are plain
+    /// addresses, whose fields are read by another helper.
+    pub typed_helpers: u64,
+    /// Byte of a kernel stack at which the user's registers are saved; 0 where a helper finds them (5.15).
+    pub user_registers: u64,
     /// Event-loop gaps from here on make a record, nanoseconds.
     pub gap_threshold_ns: u64,
     /// Blocked times from here on make a record, nanoseconds.
@@ -209,6 +222,8 @@ impl Layout {
         io_wait_byte: 0,
         io_wait_mask: 0,
         link_register: 0,
+        typed_helpers: 0,
+        user_registers: 0,
         gap_threshold_ns: u64::MAX,
         stall_threshold_ns: u64::MAX,
         run_delay_threshold_ns: u64::MAX,

@@ -10,8 +10,8 @@
 //! Cost: no program runs on the allocator's fast path; see docs/measurements.md.
 
 use aya_ebpf::{
-    bindings::{seq_file, task_struct},
-    helpers::{bpf_probe_read_user, bpf_seq_write, bpf_task_pt_regs},
+    bindings::seq_file,
+    helpers::{bpf_probe_read_user, bpf_seq_write},
     macros::{btf_tracepoint, map, perf_event},
     maps::PerCpuArray,
     programs::{BtfTracePointContext, PerfEventContext},
@@ -25,7 +25,7 @@ use crate::{
     counters::count,
     emit::emit,
     faults,
-    kernel::{self, Object, get, ktime_ns, load, resident_pages},
+    kernel::{self, Object, get, ktime_ns, offset, resident_pages, user_register},
     layout::layout,
     sched,
 };
@@ -136,12 +136,11 @@ fn page_fault(ctx: PerfEventContext) -> u32 {
 #[inline(always)]
 fn leaf_return() -> u64 {
     let task = kernel::current();
-    let regs = unsafe { bpf_task_pt_regs(task.cast::<task_struct>().cast_mut()) } as Object;
     let link_register = layout!(link_register);
     if link_register != 0 {
-        return load::<u64>(regs, link_register) & CODE_ADDRESS;
+        return user_register::<u64>(task, link_register) & CODE_ADDRESS;
     }
-    let top: u64 = get!(regs, pt_regs_sp as u64);
+    let top: u64 = user_register(task, offset!(pt_regs_sp));
     unsafe { bpf_probe_read_user(top as *const u64) }.unwrap_or(0)
 }
 

@@ -6,7 +6,7 @@ use observer_abi::{Header, Kind, RING_BYTES};
 
 use crate::{
     counters::count_lost,
-    kernel::{self, Object, get},
+    kernel::{self, Object, read},
     subject::Subject,
 };
 
@@ -16,8 +16,8 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 impl Subject for Object {
     #[inline(always)]
     fn describe(self, header: &mut Header) {
-        header.tgid = get!(self, task_tgid as u32);
-        header.tid = get!(self, task_pid as u32);
+        header.tgid = read!(self, task_tgid as u32);
+        header.tid = read!(self, task_pid as u32);
         kernel::copy_comm(self, &mut header.comm);
     }
 }

@@ -15,7 +15,7 @@
 
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::{bpf_get_task_stack, bpf_probe_read_kernel, bpf_task_pt_regs},
+    helpers::{bpf_get_task_stack, bpf_probe_read_kernel},
     macros::{btf_tracepoint, fentry, map},
     maps::Array,
     programs::{BtfTracePointContext, FEntryContext},
@@ -27,7 +27,7 @@ use observer_abi::{
 
 use crate::{
     emit::emit,
-    kernel::{Object, current, get, ktime_ns, load, offset, run_queue_clock},
+    kernel::{Object, current, get, ktime_ns, load, offset, read, run_queue_clock, user_register},
     layout::layout,
 };
 
@@ -142,8 +142,8 @@ fn enter(watch: &mut Watch, task: Object) {
 fn begin_turn(watch: &mut Watch, task: Object, ktime_ns: u64) {
     watch.flags &= !(PARTIAL | POLLED);
     watch.turn_ktime_ns = ktime_ns;
-    watch.turn_on_cpu_ns = get!(task, task_sum_exec_runtime as u64);
-    watch.turn_run_delay_ns = get!(task, task_run_delay as u64);
+    watch.turn_on_cpu_ns = read!(task, task_sum_exec_runtime as u64);
+    watch.turn_run_delay_ns = read!(task, task_run_delay as u64);
 }
 
 #[inline(always)]
@@ -159,8 +159,8 @@ fn end_turn(watch: &mut Watch, task: Object, now: u64) {
         return;
     }
     watch.gaps += 1;
-    let on_cpu_ns = get!(task, task_sum_exec_runtime as u64).saturating_sub(watch.turn_on_cpu_ns);
-    let waiting_ns = get!(task, task_run_delay as u64).saturating_sub(watch.turn_run_delay_ns);
+    let on_cpu_ns = read!(task, task_sum_exec_runtime as u64).saturating_sub(watch.turn_on_cpu_ns);
+    let waiting_ns = read!(task, task_run_delay as u64).saturating_sub(watch.turn_run_delay_ns);
     emit(Kind::LoopGap, task, now, |gap: &mut LoopGap| {
         gap.duration_ns = duration_ns;
         gap.on_cpu_ns = on_cpu_ns;
@@ -202,17 +202,15 @@ pub fn kernel_stack(task: Object, stack: &mut [u64; KERNEL_FRAMES]) {
 /// System call that a task is in, from its saved user registers.
 #[inline(always)]
 fn syscall(task: Object) -> u32 {
-    let regs = unsafe { bpf_task_pt_regs(task.cast::<task_struct>().cast_mut()) } as Object;
     // 32 bits on either architecture: arm64 keeps no more, and what lies beside them is not written.
-    let number = load::<u32>(regs, offset!(pt_regs_syscall));
+    let number = user_register::<u32>(task, offset!(pt_regs_syscall));
     if number > 0xffff { NO_SYSCALL } else { number }
 }
 
 /// First argument of the system call that a task is in.
 #[inline(always)]
 fn argument(task: Object) -> u32 {
-    let regs = unsafe { bpf_task_pt_regs(task.cast::<task_struct>().cast_mut()) } as Object;
-    load::<u64>(regs, offset!(pt_regs_argument)) as u32
+    user_register::<u64>(task, offset!(pt_regs_argument)) as u32
 }
 
 /// Whether a wait in this epoll instance ends a turn; by majority (Boyer and Moore), in two words.
@@ -282,7 +280,7 @@ fn epoll_wait_enter(ctx: FEntryContext) -> i32 {
 #[inline(always)]
 fn poll(fd: impl FnOnce() -> u32) {
     let task = current();
-    let Some(watch) = watched(get!(task, task_pid as u32)) else { return };
+    let Some(watch) = watched(read!(task, task_pid as u32)) else { return };
     if !is_own_loop(watch, fd()) {
         return;
     }

@@ -10,7 +10,7 @@
 //! (docs/measurements.md).
 
 use aya_ebpf::{
-    helpers::{bpf_jiffies64, bpf_skc_to_tcp_sock, bpf_sock_from_file},
+    helpers::{bpf_jiffies64, bpf_skc_to_tcp_sock},
     macros::{btf_tracepoint, map},
     maps::PerCpuArray,
     programs::BtfTracePointContext,
@@ -23,7 +23,7 @@ use observer_abi::{
 
 use crate::{
     alloc::IterContext,
-    kernel::{Object, copy_comm, current, get, load, offset},
+    kernel::{Object, copy_comm, current, get, load, offset, read, socket},
     ledger::{self, AF_INET, AF_INET6, Connection, IPPROTO_TCP, LEDGER, adopt},
 };
 
@@ -76,7 +76,7 @@ impl Connection for Sock {
 
     #[inline(always)]
     fn owner_exits(&self) -> bool {
-        get!(current(), task_flags as u32) & EXITING != 0
+        read!(current(), task_flags as u32) & EXITING != 0
     }
 
     #[inline(always)]
@@ -190,18 +190,18 @@ extern "C" fn socket_holders(ctx: &TaskFileContext) -> i32 {
     if task.is_null() || file.is_null() {
         return 0;
     }
-    let socket = unsafe { bpf_sock_from_file(file.cast_mut().cast()) }.cast::<u8>().cast_const();
+    let socket = socket(file);
     if socket.is_null() {
         return 0;
     }
-    let sock = get!(socket, socket_sk as Object);
-    let family = get!(sock, sock_family as u16);
-    if (family != AF_INET && family != AF_INET6) || get!(sock, sock_protocol as u16) != IPPROTO_TCP
+    let sock = read!(socket, socket_sk as Object);
+    let family = read!(sock, sock_family as u16);
+    if (family != AF_INET && family != AF_INET6) || read!(sock, sock_protocol as u16) != IPPROTO_TCP
     {
         return 0;
     }
     let key = sock as u64;
-    let state = u32::from(get!(sock, sock_state as u8));
+    let state = u32::from(read!(sock, sock_state as u8));
     let leader = get!(task, task_group_leader as Object);
     if state != state::LISTEN {
         let Some(entry) = LEDGER.get_ptr_mut(key) else { return 0 };
@@ -219,8 +219,8 @@ extern "C" fn socket_holders(ctx: &TaskFileContext) -> i32 {
         tgid: get!(task, task_tgid as u32),
         state,
         comm: [0; COMM_LEN],
-        local_port: get!(sock, sock_num as u16),
-        peer_port: u16::from_be(get!(sock, sock_dport as u16)),
+        local_port: read!(sock, sock_num as u16),
+        peer_port: u16::from_be(read!(sock, sock_dport as u16)),
         reserved: 0,
     };
     copy_comm(leader, &mut row.comm);

@@ -16,6 +16,7 @@ pub enum BtfError {
 
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
 const KIND_TYPEDEF: u32 = 8;
 const KIND_FUNC: u32 = 12;
 const KIND_FUNC_PROTO: u32 = 13;
@@ -177,6 +178,22 @@ impl<'a> Btf<'a> {
         })
     }
 
+    /// Size in bytes of a structure.
+    pub fn size(&self, structure: &str) -> Option<u32> {
+        Some(self.find(structure, &[KIND_STRUCT])?.size_or_type)
+    }
+
+    /// Whether an enumeration has this name among its values.
+    pub fn has_value(&self, enumeration: &str, value: &str) -> bool {
+        // A value is its name and a number of 4 bytes.
+        const VALUE_BYTES: usize = 8;
+        self.find(enumeration, &[KIND_ENUM]).is_some_and(|ty| {
+            let mut names =
+                (0..ty.count).map(|index| read_u32(self.data, ty.body + index * VALUE_BYTES));
+            names.any(|name| name.is_ok_and(|name| self.name_is(name, value)))
+        })
+    }
+
     /// Size in bytes of one element of an array member; `None` if it is no array of structures.
     pub fn element_size(&self, member: Member) -> Option<u32> {
         const KIND_ARRAY: u32 = 3;
@@ -211,7 +228,7 @@ impl Type {
             1 | 14 | 17 => 4,
             3 => 12,
             KIND_STRUCT | KIND_UNION | 15 | 19 => 12 * self.count,
-            6 | KIND_FUNC_PROTO => 8 * self.count,
+            KIND_ENUM | KIND_FUNC_PROTO => 8 * self.count,
             2 | 7..=12 | 16 | 18 => 0,
             _ => return Err(BtfError::Damaged(self.body)),
         };
@@ -233,9 +250,9 @@ fn read_u16(data: &[u8], at: usize) -> Result<u16, BtfError> {
 mod tests {
     use super::*;
 
-    /// struct outer { int a; union { struct inner { long b; } c; }; int d : 3; } as BTF.
+    /// struct outer { int a; union { struct inner { long b; } c; }; int d : 3; } and enum colour { red, blue } as BTF.
     fn sample() -> Vec<u8> {
-        let strings = b"\0int\0a\0inner\0b\0c\0outer\0d\0";
+        let strings = b"\0int\0a\0inner\0b\0c\0outer\0d\0colour\0red\0blue\0";
         let name = |text: &str| {
             strings
                 .windows(text.len() + 2)
@@ -249,6 +266,7 @@ mod tests {
         types.extend([0, 5 << 24 | 1, 8, name("c"), 2, 0]); // 3
         types.extend([name("outer"), 1 << 31 | 4 << 24 | 3, 32]); // 4
         types.extend([name("a"), 1, 0, 0, 3, 64, name("d"), 1, 3 << 24 | 133]);
+        types.extend([name("colour"), 6 << 24 | 2, 4, name("red"), 0, name("blue"), 1]); // 5
         let mut blob = Vec::new();
         blob.extend(0xeb9f_u16.to_ne_bytes());
         blob.extend([1, 0]);
@@ -275,6 +293,16 @@ mod tests {
         check("", None);
     }
 
+    #[test]
+    fn values_of_enumerations_are_found() {
+        let blob = sample();
+        let btf = Btf::parse(&blob).unwrap();
+        assert!(btf.has_value("colour", "blue"));
+        assert!(!btf.has_value("colour", "green"));
+        assert!(!btf.has_value("outer", "a"));
+        assert_eq!((btf.size("outer"), btf.size("colour")), (Some(32), None));
+    }
+
     proptest::proptest! {
         #[test]
         fn damage_is_an_error_or_absence_never_a_panic(at in 0_usize..200, value: u8, cut in 0_usize..250) {
@@ -284,6 +312,7 @@ mod tests {
             if let Ok(btf) = Btf::parse(&blob) {
                 btf.member("outer", "c.b");
                 btf.tracepoint_parameters("x");
+                btf.has_value("colour", "red");
             }
         }
     }

@@ -78,7 +78,27 @@ fn layout(btf: &Btf<'_>, offsets: &mut Offsets) -> Layout {
         io_wait_byte: io_wait.map_or(0, byte_offset),
         io_wait_mask: io_wait.map_or(0, |member| 1 << (member.bit_offset % 8)),
         link_register: registers.map_or(0, |member| byte_offset(member) + LINK_REGISTER * 8),
+        typed_helpers: u64::from(
+            has_helper(btf, "get_current_task_btf") && has_helper(btf, "sock_from_file"),
+        ),
+        user_registers: user_registers(btf),
         ..Layout::NONE
+    }
+}
+
+/// Whether the kernel has a helper of programs (include/uapi/linux/bpf.h).
+fn has_helper(btf: &Btf<'_>, name: &str) -> bool {
+    btf.has_value("bpf_func_id", &format!("BPF_FUNC_{name}"))
+}
+
+/// Where the registers are for a program without a helper that says so: at the end of the stack, which has 16 KiB, or a
+/// page where that is larger (THREAD_SIZE and task_pt_regs of arch/{x86,arm64}).
+fn user_registers(btf: &Btf<'_>) -> u64 {
+    const STACK_BYTES: usize = 16 << 10;
+    let stack = rustix::param::page_size().max(STACK_BYTES) as u64;
+    match btf.size("pt_regs").filter(|_| !has_helper(btf, "task_pt_regs")) {
+        Some(bytes) => stack - u64::from(bytes),
+        None => 0,
     }
 }
 
