@@ -61,6 +61,9 @@ struct Run {
     /// More arguments of the kernel.
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     append: String,
+    /// The command runs in a guest of the guest, which sees stolen time as on KVM. Needs --disk.
+    #[arg(long, requires = "disk")]
+    nested: bool,
     /// Seconds of the host until the guest is ended.
     #[arg(long, default_value_t = 120)]
     time_limit: u64,
@@ -104,6 +107,7 @@ fn run(args: &Run) -> Result<()> {
             icount: args.icount,
             disk: args.disk.map(|iops| Disk { iops }),
             append: args.append.clone(),
+            nested: args.nested,
             time_limit: Duration::from_secs(args.time_limit),
             ..Guest::new(kernel)
         };

@@ -69,7 +69,7 @@ if [ "$1" != on-disk ]; then
     kernel_file_systems
     while read -r module; do $bb modprobe "$module"; done </job/modules
     count=$(disks | $bb wc -l)
-    if [ "$count" -gt 1 ]; then switch_to_disk; fi
+    if [ "$count" -gt 1 ] && [ -z "$VM_STAY" ]; then switch_to_disk; fi
     $bb mkdir -p /bin
     $bb --install -s /bin
 fi

@@ -89,7 +89,7 @@ fn decompressed(path: &std::path::Path) -> Result<Vec<u8>> {
 }
 
 /// What the guest's shell runs: the environment, then the command.
-fn script(job: &Job) -> String {
+pub(super) fn script(job: &Job) -> String {
     let mut text = String::new();
     for (name, value) in &job.env {
         writeln!(text, "export {name}={}", quoted(value)).expect("a String takes text");

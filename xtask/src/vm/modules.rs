@@ -31,6 +31,7 @@ const ON_DEMAND: &[&str] = &[
     "nft_compat",
     "tcp_bbr",
     "fuse",
+    "kvm-amd",
     "crc32c-intel",
 ];
 

@@ -43,14 +43,26 @@ impl Qemu {
         Self { program, unpacked: Some(folder.to_owned()) }
     }
 
+    /// Its file.
+    pub(super) fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Where its firmware can be.
+    pub(super) fn firmware(&self) -> Vec<PathBuf> {
+        let places = ["usr/share/qemu", "usr/share/seabios"];
+        let roots = self.unpacked.iter().map(PathBuf::as_path).chain([Path::new("/")]);
+        roots.flat_map(|root| places.map(|place| root.join(place))).collect()
+    }
+
     /// The program, ready for its arguments. It ends with the thread that started it.
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(&self.program);
         if let Some(folder) = &self.unpacked {
             command.env("QEMU_MODULE_DIR", folder.join("usr/lib/x86_64-linux-gnu/qemu"));
-            for place in ["usr/share/qemu", "usr/share/seabios"] {
-                command.arg("-L").arg(folder.join(place));
+            for place in self.firmware() {
+                command.arg("-L").arg(place);
             }
         }
         command
