@@ -5,7 +5,7 @@ import java.util.ArrayList;
 import java.util.concurrent.Executors;
 
 /**
- * A service with a cache. Each request makes a megabyte of garbage. The cache takes SHARE percent of the heap within
+ * A service with a cache. Each request makes half a megabyte of garbage. The cache takes SHARE percent of the heap within
  * SECONDS, from a line on standard input on; what no longer fits is thrown away, and the service goes on.
  */
 public class Heap {
@@ -19,7 +19,7 @@ public class Heap {
     }
 
     private static synchronized void work() {
-        Object[][] garbage = new Object[16][];
+        Object[][] garbage = new Object[8][];
         for (int i = 0; i < garbage.length; i++) garbage[i] = entry();
     }
 

@@ -2,12 +2,12 @@
 
 use std::{process::Command, time::Duration};
 
-use observer_tests::{program::Program, source::Source};
+use observer_tests::{program::Program, source::Source, wait_until};
 use serde_json::json;
 
 use super::{
     Native, Needs, Scenario,
-    shop::{Rate, START_LIMIT, Shop, Visitors},
+    shop::{Rate, START_LIMIT, Shop, Visitors, answer_s},
 };
 use crate::stage::Stage;
 
@@ -36,18 +36,24 @@ pub const SCENARIO: Scenario = Scenario {
 
 const FILL: Duration = Duration::from_secs(30);
 
+/// A cold JVM takes longer.
+const WARM: Duration = Duration::from_millis(500);
+
 fn run(stage: &mut Stage, cache_percent: f64) {
     let source = Source::new("Heap.java", include_str!("../load/Heap.java"));
     let port = stage.port(1).to_string();
     let mut command = Command::new("java");
-    command.args(["-Xmx64m", "-XX:+UseSerialGC", "-Xlog:gc"]).arg(source.path());
+    command.args(["-Xms64m", "-Xmx64m", "-XX:+UseSerialGC", "-Xlog:gc"]).arg(source.path());
     command.args([&port, &cache_percent.to_string(), &FILL.as_secs().to_string()]);
     let mut java = Program::start(&mut command);
     java.wait_line(START_LIMIT, |line| (line == "listening").then_some(()));
     let shop = Shop::open(stage, &[("BACKEND", &port)]);
     stage.culprit(&["java"], &[java.pid()]);
     stage.health(shop.port, "/report");
-    let visitors = Visitors::start(shop.port, "/report", Rate::even(5.0));
+    wait_until("the service is warm", START_LIMIT, || {
+        answer_s(shop.port, "/report", WARM).filter(|took_s| *took_s < WARM.as_secs_f64())
+    });
+    let visitors = Visitors::start(shop.port, "/report", Rate::even(2.0));
     stage.begin();
     java.send("fill");
     while stage.pause(Duration::from_secs(1)) {

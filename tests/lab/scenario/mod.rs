@@ -4,6 +4,7 @@ mod cache_thrash;
 mod cpu_neighbours;
 mod cpu_quota;
 pub mod cpu_realtime_hog;
+mod cpu_steal;
 mod database;
 mod disk;
 mod disk_slow;
@@ -55,6 +56,7 @@ pub const ALL: &[&Scenario] = &[
     &cpu_quota::SCENARIO,
     &cpu_neighbours::SCENARIO,
     &cpu_realtime_hog::SCENARIO,
+    &cpu_steal::SCENARIO,
     &fork_storm::SCENARIO,
     &disk_suspended::SCENARIO,
     &disk_slow::SCENARIO,
@@ -114,6 +116,8 @@ pub struct Needs {
 pub enum Native {
     /// It would harm the host.
     Never,
+    /// Not at all, and not in a guest either: in a guest of a guest, whose host takes CPU time away.
+    Nested,
     /// It takes nothing that others miss.
     Free,
     /// In a network namespace of its own, also in a guest.

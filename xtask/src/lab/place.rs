@@ -93,6 +93,7 @@ fn guest(
         mem_bytes: scenario.need("guest_mib").unwrap_or(512) << 20,
         icount: scenario.needs("icount").then_some(ICOUNT_SHIFT),
         disk: Some(Disk { iops }),
+        nested: scenario.is_nested(),
         time_limit: Duration::from_secs(HOST_S + HOST_S_PER_S * scenario.seconds()),
         show: false,
         ..Guest::new(kernel.clone())

@@ -77,6 +77,11 @@ impl Scenario {
         self.0["seconds"].as_u64().unwrap_or(120)
     }
 
+    /// Whether it needs a guest inside a guest.
+    pub(super) fn is_nested(&self) -> bool {
+        self.0["needs"]["native"] == "nested"
+    }
+
     pub(super) fn native(&self) -> Native {
         let native = &self.0["needs"]["native"];
         match native["memory_mib"].as_u64() {
@@ -108,5 +113,6 @@ mod tests {
         assert_eq!(one(r#"{"memory_mib":256}"#).native(), Native::MemoryMib(256));
         assert_eq!(one(r#""own_network""#).native(), Native::Free);
         assert_eq!(one(r#""never""#).native(), Native::Never);
+        assert!(one(r#""nested""#).is_nested() && one(r#""nested""#).native() == Native::Never);
     }
 }
