@@ -197,6 +197,8 @@ pub struct Layout {
     pub typed_helpers: u64,
     /// Byte of a kernel stack at which the user's registers are saved; 0 where a helper finds them (5.15).
     pub user_registers: u64,
+    /// Whether memory of the user may be read; not where the kernel is locked down to confidentiality.
+    pub user_memory: u64,
     /// Event-loop gaps from here on make a record, nanoseconds.
     pub gap_threshold_ns: u64,
     /// Blocked times from here on make a record, nanoseconds.
@@ -224,6 +226,7 @@ impl Layout {
         link_register: 0,
         typed_helpers: 0,
         user_registers: 0,
+        user_memory: 0,
         gap_threshold_ns: u64::MAX,
         stall_threshold_ns: u64::MAX,
         run_delay_threshold_ns: u64::MAX,

@@ -140,6 +140,9 @@ fn leaf_return() -> u64 {
     if link_register != 0 {
         return user_register::<u64>(task, link_register) & CODE_ADDRESS;
     }
+    if layout!(user_memory) == 0 {
+        return 0;
+    }
     let top: u64 = user_register(task, offset!(pt_regs_sp));
     unsafe { bpf_probe_read_user(top as *const u64) }.unwrap_or(0)
 }

@@ -15,7 +15,7 @@
 
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::{bpf_get_task_stack, bpf_probe_read_kernel},
+    helpers::bpf_get_task_stack,
     macros::{btf_tracepoint, fentry, map},
     maps::Array,
     programs::{BtfTracePointContext, FEntryContext},
@@ -253,8 +253,7 @@ fn in_io_wait(task: Object) -> bool {
     if at == 0 {
         return false;
     }
-    let byte = unsafe { bpf_probe_read_kernel(task.add(at as usize)) };
-    byte.is_ok_and(|byte: u8| u64::from(byte) & mask != 0)
+    u64::from(load::<u8>(task, at)) & mask != 0
 }
 
 /// Attached for seconds at a time, to tell a loop that polls without sleeping from one that does not turn. Slows every

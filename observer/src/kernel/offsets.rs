@@ -75,6 +75,7 @@ fn layout(btf: &Btf<'_>, offsets: &mut Offsets) -> Layout {
         epoll_pwait,
         epoll_pwait2,
         process_exit_has_group_dead: u64::from(parameters("sched_process_exit").len() >= 2),
+        user_memory: 1,
         io_wait_byte: io_wait.map_or(0, byte_offset),
         io_wait_mask: io_wait.map_or(0, |member| 1 << (member.bit_offset % 8)),
         link_register: registers.map_or(0, |member| byte_offset(member) + LINK_REGISTER * 8),

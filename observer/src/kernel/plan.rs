@@ -193,7 +193,7 @@ fn hook(
         }
         Hook::PageFaults => {
             support.bpf.perf_event.needed("the kernel takes no program on perf events", support)?;
-            if rung == Rung::Classic {
+            if rung == Rung::Classic || support.privileges.is_confidential() {
                 return Ok("a leaf function without a frame hides who called it");
             }
         }
@@ -254,9 +254,12 @@ impl Spec {
         let row = self.row(way.hook, verdict);
         match (way.loss, refusal.reason.as_str()) {
             ("", _) => row,
-            (loss, "") => {
-                Program { reason: loss.to_owned(), remedy: "use a newer kernel".to_owned(), ..row }
-            }
+            (loss, "") => Program {
+                reason: loss.to_owned(),
+                remedy: "use a kernel that is newer, has type information and is not locked down"
+                    .to_owned(),
+                ..row
+            },
             (loss, reason) => Program {
                 reason: format!("{loss}: {reason}"),
                 remedy: refusal.remedy.clone(),
@@ -283,7 +286,7 @@ impl Spec {
 /// What to do about an error of the bpf(2) system call.
 pub fn remedy(errno: Option<i32>, support: &Support) -> &'static str {
     match errno {
-        Some(libc::EPERM | libc::EACCES) if support.privileges.lockdown == "confidentiality" => {
+        Some(libc::EPERM | libc::EACCES) if support.privileges.is_confidential() => {
             "start the kernel without lockdown=confidentiality, which forbids to read its memory"
         }
         Some(libc::EPERM | libc::EACCES) => {

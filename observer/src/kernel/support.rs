@@ -135,10 +135,14 @@ impl Support {
     /// most of it for the BTF.
     pub fn probe(btf_path: &Path) -> (Self, Option<Found>) {
         let system = rustix::system::uname();
-        let (btf, bpf, found) = match fs::read(btf_path) {
+        let privileges = privileges();
+        let (btf, bpf, mut found) = match fs::read(btf_path) {
             Ok(blob) => types(btf_path, &blob),
             Err(error) => no_types(btf_path, &error),
         };
+        if let Some(found) = found.as_mut().filter(|_| privileges.is_confidential()) {
+            found.layout.user_memory = 0;
+        }
         let support = Self {
             release: system.release().to_string_lossy().into_owned(),
             arch: system.machine().to_string_lossy().into_owned(),
@@ -152,11 +156,18 @@ impl Support {
                 ..bpf
             },
             tracefs: tracefs(),
-            privileges: privileges(),
+            privileges,
             cgroup_version: cgroup_version(),
             refused: BTreeMap::new(),
         };
         (support, found)
+    }
+}
+
+impl Privileges {
+    /// Whether the kernel is locked down so far that no helper reads memory.
+    pub fn is_confidential(&self) -> bool {
+        self.lockdown == "confidentiality"
     }
 }
 
