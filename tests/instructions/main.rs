@@ -94,6 +94,7 @@ const ELSEWHERE: Hook = Hook::TpBtf("mark_victim");
 
 const SWITCH: Hook = Hook::TpBtf("sched_switch");
 const STATE: Hook = Hook::TpBtf("inet_sock_set_state");
+const POLL: Hook = Hook::Entry("do_epoll_wait");
 const CALL: Hook = Hook::TpBtf("sys_enter");
 
 const CASES: &[Case] = &[
@@ -134,6 +135,12 @@ const CASES: &[Case] = &[
     Case {
         watched: true,
         ..case("system call, poll of a watched loop", "epoll_enter", CALL, 10_000, |_| {
+            Ok(Box::new(Call::new(true)?))
+        })
+    },
+    Case {
+        watched: true,
+        ..case("poll of a watched loop", "epoll_wait_enter", POLL, 10_000, |_| {
             Ok(Box::new(Call::new(true)?))
         })
     },

@@ -37,7 +37,8 @@ const WITHOUT_TRACEFS: &[&str] = &[
     "-m",
     "sh",
     "-c",
-    r#"umount /sys/kernel/debug/tracing /sys/kernel/debug /sys/kernel/tracing 2>/dev/null; exec "$0" "$@""#,
+    r#"umount /sys/kernel/debug/tracing /sys/kernel/debug /sys/kernel/tracing 2>/dev/null
+    [ ! -d /sys/kernel/tracing/events ] && exec "$0" "$@""#,
 ];
 
 /// Asserts verdicts of programs, and that each that is not whole says why and what to do.
@@ -213,8 +214,14 @@ fn two_capabilities_are_enough_for_every_program() {
     let agent = Agent::start_copy(&launcher, &binary, state, &[("OBSERVER_TCP_PORTS", &port)]);
     for row in agent.snapshot().health.programs.iter().take_while(|row| row.name != "dns_answers") {
         let runs = matches!(row.verdict, Verdict::Attached | Verdict::Standby);
-        // Before 6.9 the kernel itself names a victim by its pid only.
-        assert!(runs || row.name == "mark_victim", "{row:?}");
+        // Before 6.9 the kernel itself names a victim by its pid only. A distribution may close perf events.
+        let excused = match row.name.as_str() {
+            "mark_victim" => row.verdict == Verdict::Degraded,
+            "page_fault" => row.reason.contains("perf_event_paranoid"),
+            "reclaim_throttled" => row.reason.contains("has no"),
+            _ => false,
+        };
+        assert!(runs || excused, "{row:?}");
     }
     check_verdicts(&agent, &[("dns_answers", Verdict::Impossible, "peers have no names")]);
     redis::Client::connect(redis.port).unwrap().close();

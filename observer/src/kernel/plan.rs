@@ -132,9 +132,21 @@ fn classic(support: &Support) -> Result<(), Refusal> {
             "mount it: mount -t tracefs tracefs /sys/kernel/tracing",
         ));
     }
+    perf_events(support)?;
     support.bpf.queue.needed("the kernel gives no queue", support)?;
     support.bpf.tracepoint.needed("the kernel takes no program on a tracepoint", support)?;
     not_refused(Rung::Classic, support)
+}
+
+/// What a classic tracepoint and sampled page faults are attached through.
+fn perf_events(support: &Support) -> Result<(), Refusal> {
+    if !support.privileges.is_too_paranoid() {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        "kernel.perf_event_paranoid is above 2".to_owned(),
+        "sysctl kernel.perf_event_paranoid=2, or grant CAP_SYS_ADMIN",
+    ))
 }
 
 fn not_refused(rung: Rung, support: &Support) -> Result<(), Refusal> {
@@ -192,6 +204,7 @@ fn hook(
             support.bpf.iterator.needed("the kernel takes no iterator", support)?;
         }
         Hook::PageFaults => {
+            perf_events(support)?;
             support.bpf.perf_event.needed("the kernel takes no program on perf events", support)?;
             if rung == Rung::Classic || support.privileges.is_confidential() {
                 return Ok("a leaf function without a frame hides who called it");

@@ -165,6 +165,14 @@ impl Support {
 }
 
 impl Privileges {
+    /// Whether perf_event_open(2) is closed to this process, as Debian and Ubuntu have it: kernel.perf_event_paranoid above 2
+    /// then asks for CAP_SYS_ADMIN, which CAP_PERFMON does not stand for.
+    pub fn is_too_paranoid(&self) -> bool {
+        const SYS_ADMIN: u64 = 1 << 21;
+        let capabilities = u64::from_str_radix(&self.capabilities, 16).unwrap_or(0);
+        self.perf_event_paranoid.is_some_and(|level| level > 2) && capabilities & SYS_ADMIN == 0
+    }
+
     /// Whether the kernel is locked down so far that no helper reads memory.
     pub fn is_confidential(&self) -> bool {
         self.lockdown == "confidentiality"

@@ -124,6 +124,17 @@ fn what_was_refused_when_tried_is_not_tried_again() {
 }
 
 #[test]
+fn a_distribution_may_close_perf_events() {
+    let mut support = recorded("6.12");
+    check(&support, "page_fault", Rung::Full, Verdict::Attached, "");
+    // CAP_PERFMON and CAP_BPF.
+    support.privileges.capabilities = "000000c000000000".to_owned();
+    check(&support, "page_fault", Rung::Full, Verdict::Impossible, "perf_event_paranoid");
+    support.btf.error = "gone".to_owned();
+    check(&support, "kswapd_wake", Rung::Proc, Verdict::Impossible, "perf_event_paranoid");
+}
+
+#[test]
 fn lockdown_is_named_where_it_is_the_cause() {
     let mut support = recorded(NO_FTRACE);
     let refusal = Offer::No { reason: "not permitted".to_owned(), errno: Some(libc::EPERM) };
