@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     ffi::OsString,
     fmt::Write as _,
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -58,6 +58,9 @@ pub(crate) fn root_image() -> Result<PathBuf> {
     let folder = fs::canonicalize(".")?.join(FOLDER);
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let (image, key_file) = (folder.join("root.ext4"), folder.join("root.key"));
+    // Two tasks at once would stage into one folder.
+    let lock = File::create(folder.join("root.lock"))?;
+    lock.lock()?;
     let installed = installed()?;
     let names = wanted(&installed)?;
     let key = key(&installed, &names);
@@ -66,7 +69,9 @@ pub(crate) fn root_image() -> Result<PathBuf> {
     }
     let start = Instant::now();
     // Without its key, an image that was left half done is made again.
-    fs::write(&key_file, "").context("cannot write the key of the disk")?;
+    if key_file.exists() {
+        fs::remove_file(&key_file).context("cannot remove the key of the disk")?;
+    }
     let stage_folder = folder.join("root");
     let bytes = stage(&stage_folder, &names, &pm2(&folder)?)?;
     pack(&stage_folder, bytes, &image)?;

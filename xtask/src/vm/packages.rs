@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, ensure};
 
+/// What dpkg says of a package whose files are all there; the latter two while others that it waits for are set up.
+const THERE: &[&str] = &["installed", "triggers-pending", "triggers-awaited"];
+
 /// `dpkg-query --showformat` of a line that [`Package::parse`] reads.
 pub(super) const FORMAT: &str = concat!(
     "${Package}\t${Version}\t${db:Status-Status}\t${Essential}\t",
@@ -59,9 +62,12 @@ pub(super) fn parse(text: &str) -> Packages {
 
 fn parse_line(line: &str) -> Option<(String, Package)> {
     let fields: Vec<_> = line.split('\t').collect();
-    let [name, version, "installed", essential, depends, provides] = *fields else {
+    let [name, version, status, essential, depends, provides] = *fields else {
         return None;
     };
+    if !THERE.contains(&status) {
+        return None;
+    }
     let package = Package {
         version: version.to_owned(),
         essential: essential == "yes",
@@ -150,7 +156,7 @@ mod tests {
         base-files\t12\tinstalled\t\t, awk\tbase\n\
         mawk\t1.3\tinstalled\t\tlibc6, \tawk\n\
         libc6\t2.36\tinstalled\t\t, libgcc-s1\t\n\
-        libgcc-s1\t12\tinstalled\t\tlibc6:any (>= 2), \t\n\
+        libgcc-s1\t12\ttriggers-pending\t\tlibc6:any (>= 2), \t\n\
         postgresql-15\t15.2\tinstalled\t\tdebconf, locales | locales-all, libllvm14, libc6\t\n\
         locales-all\t2.36\tinstalled\t\t, \t\n\
         libllvm14\t14\tinstalled\t\tlibz3-4, \t\n\
