@@ -31,12 +31,12 @@ pub const SAVE: Scenario = Scenario {
     shows: "a BGSAVE of a Redis with huge pages, whose values change meanwhile, needs its memory twice",
     culprit: "redis-server",
     rate_unit: "MiB of changed values a second",
-    rate: 24.0,
+    rate: 4.0,
     seconds: 150,
     needs: Needs { native: Native::Never, ..NEEDS },
     ci: false,
-    fault: |stage| save(stage, 60),
-    twin: |stage| save(stage, 15),
+    fault: |stage| save(stage, 38),
+    twin: |stage| save(stage, 10),
 };
 
 const NEEDS: Needs = Needs {
@@ -51,6 +51,9 @@ const NEEDS: Needs = Needs {
 const VALUE_BYTES: usize = 4096;
 /// Values that go to Redis in one piece.
 const BATCH: u64 = 16;
+
+/// Knuth's multiplier of multiplicative hashing.
+const SCATTER: u64 = 2_654_435_761;
 
 struct Site {
     redis: Program,
@@ -72,12 +75,12 @@ fn site(stage: &mut Stage, options: &[&str]) -> Site {
     let api = Node::start(include_str!("../load/api.js"), &[], &env);
     api.program.wait_line(Duration::from_secs(60), |line| (line == "listening").then_some(()));
     stage.culprit(&["redis-server"], &[redis.pid()]);
-    stage.health(stage.port(0), "/health");
     Site { redis, _api: api, _data: data, client }
 }
 
 fn fill(stage: &mut Stage, options: &[&str]) {
     let mut site = site(stage, &[&["--save", "", "--appendonly", "no"], options].concat());
+    stage.health(stage.port(0), "/health");
     stage.begin();
     set(stage, &mut site.client, u64::MAX);
 }
@@ -92,6 +95,7 @@ fn save(stage: &mut Stage, percent: u64) {
     for first in (0..values).step_by(BATCH as usize) {
         put(&mut site.client, first, values).unwrap_or_else(|error| panic!("{error}"));
     }
+    stage.health(stage.port(0), "/health");
     stage.begin();
     let answer = site.client.command(&["BGSAVE"]);
     let answer = answer.map(|line| String::from_utf8_lossy(&line).into_owned());
@@ -100,13 +104,16 @@ fn save(stage: &mut Stage, percent: u64) {
     stage.tell("server", json!({ "log": site.redis.out.all().last() }));
 }
 
-/// Sets keys, the first `keys` again and again, at the stage's rate until the run is over or Redis refuses.
+/// Sets keys, `keys` of them in no order, at the stage's rate until the run is over or Redis refuses.
 fn set(stage: &mut Stage, client: &mut Client, keys: u64) {
     let mut refused = None;
     let batches = stage.rate() * (1 << 20) as f64 / (VALUE_BYTES as u64 * BATCH) as f64;
     stage.at_rate(batches, |index| {
         if refused.is_none() {
-            refused = put(client, index * BATCH % keys, keys).err().map(|error| error.to_string());
+            // A multiplier without a factor in common with most numbers: neighbours are changed at different times.
+            refused = put(client, (index * BATCH).wrapping_mul(SCATTER) % keys, keys)
+                .err()
+                .map(|error| error.to_string());
         }
     });
     stage.tell("load", json!({ "refused": refused }));
@@ -117,7 +124,7 @@ fn put(client: &mut Client, first: u64, keys: u64) -> std::io::Result<()> {
     let value = "v".repeat(VALUE_BYTES);
     let mut message = String::with_capacity((VALUE_BYTES + 64) * BATCH as usize);
     for index in first..first + BATCH {
-        let key = format!("session:{:012}", index % keys);
+        let key = format!("session:{:020}", index % keys);
         message +=
             &format!("*3\r\n$3\r\nSET\r\n${}\r\n{key}\r\n${VALUE_BYTES}\r\n{value}\r\n", key.len());
     }

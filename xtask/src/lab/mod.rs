@@ -68,10 +68,18 @@ pub(crate) struct Lab {
 /// One run and its verdict.
 struct Row {
     scenario: Scenario,
+    twin: bool,
     place: String,
-    /// What the machine does not allow, or what went wrong.
-    result: Result<Score, String>,
+    result: Outcome,
     wall: Duration,
+}
+
+/// What came of a run.
+enum Outcome {
+    Scored(Score),
+    /// The machine does not allow it.
+    Skipped(String),
+    Failed(String),
 }
 
 /// Builds, runs, scores, tells.
@@ -107,7 +115,7 @@ pub(crate) fn lab(lab: &Lab) -> Result<()> {
     if let Some(path) = &lab.report {
         fs::write(path, report::page(&table)).with_context(|| path.display().to_string())?;
     }
-    let failed = rows.iter().filter(|row| row.result.is_err()).count();
+    let failed = rows.iter().filter(|row| matches!(row.result, Outcome::Failed(_))).count();
     ensure!(failed == 0, "{failed} of {} runs failed; the table says how", rows.len());
     Ok(())
 }
@@ -147,13 +155,20 @@ fn row(
     let out = Path::new(FOLDER).join(scenario.name()).join(format!("{kind}-{number}"));
     println!("\n== {} {kind} {number}: {}", scenario.name(), scenario.text("shows"));
     let start = Instant::now();
-    let result =
-        attempt(lab, scenario, place, agent, twin, &out).map_err(|error| format!("{error:#}"));
+    let result = attempt(lab, scenario, place, agent, twin, &out)
+        .unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")));
     match &result {
-        Ok(score) => println!("{}", report::sentence(score)),
-        Err(error) => println!("{error}"),
+        Outcome::Scored(score) => println!("{}", report::sentence(score)),
+        Outcome::Skipped(reason) => println!("skipped: {reason}"),
+        Outcome::Failed(error) => println!("failed: {error}"),
     }
-    Row { scenario: scenario.clone(), place: place.to_string(), result, wall: start.elapsed() }
+    Row {
+        scenario: scenario.clone(),
+        twin,
+        place: place.to_string(),
+        result,
+        wall: start.elapsed(),
+    }
 }
 
 fn attempt(
@@ -163,7 +178,7 @@ fn attempt(
     agent: &Path,
     twin: bool,
     out: &Path,
-) -> Result<Score> {
+) -> Result<Outcome> {
     if out.exists() {
         fs::remove_dir_all(out).with_context(|| out.display().to_string())?;
     }
@@ -173,11 +188,16 @@ fn attempt(
     args.extend(lab.smoke.then(|| "--smoke".to_owned()));
     args.extend(lab.seconds.map(|seconds| format!("--seconds={seconds}")));
     args.extend(lab.rate.map(|rate| format!("--rate={rate}")));
-    place.run(scenario, agent, args, out)?;
+    if let Some(reason) = place.run(scenario, agent, args, out)? {
+        return Ok(Outcome::Skipped(reason));
+    }
     let run = Timeline::read(&out.join("timeline.jsonl"))?;
     let score = score::score(&run).context("the time line has no fault_start")?;
     let gap_s = score.witness.longest_gap_s;
     ensure!(score.witness.samples > 0, "the witness saw nothing");
     ensure!(!lab.smoke || gap_s < WITNESS_GAP_S, "the witness saw nothing for {gap_s:.1} s");
-    Ok(score)
+    if let Some(failed_s) = score.failed_s.filter(|failed_s| *failed_s < 0.0) {
+        bail!("the software failed {:.0} s before the fault", -failed_s);
+    }
+    Ok(Outcome::Scored(score))
 }

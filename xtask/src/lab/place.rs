@@ -8,12 +8,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{
-    FOLDER,
-    scenarios::{BINARY, Native, Scenario},
-};
+use super::scenarios::{BINARY, Native, Scenario};
 use crate::{
-    command::{command, run},
+    command::{command, line, output},
     vm::{Disk, Guest, Job, Name, path_with_pm2},
 };
 
@@ -50,14 +47,14 @@ impl Place {
         kernel.map_or(Ok(Self::Native), |kernel| Ok(Self::Guest(kernel.parse()?)))
     }
 
-    /// Runs `lab` with these arguments and this agent; what it writes is in `out` then.
+    /// Runs `lab` with these arguments and this agent; what it writes is in `out` then. Gives why it is skipped, if it is.
     pub(super) fn run(
         &self,
         scenario: &Scenario,
         agent: &Path,
         args: Vec<String>,
         out: &Path,
-    ) -> Result<()> {
+    ) -> Result<Option<String>> {
         match self {
             Self::Native => native(scenario, agent, args, out),
             Self::Guest(kernel) => guest(scenario, kernel, agent, args, out),
@@ -65,9 +62,14 @@ impl Place {
     }
 }
 
-fn native(scenario: &Scenario, agent: &Path, mut args: Vec<String>, out: &Path) -> Result<()> {
+fn native(
+    scenario: &Scenario,
+    agent: &Path,
+    mut args: Vec<String>,
+    out: &Path,
+) -> Result<Option<String>> {
     match scenario.native() {
-        Native::Never => bail!("not on this host: it would harm it; use --vm KERNEL"),
+        Native::Never => return Ok(Some("would harm this host; use --vm KERNEL".to_owned())),
         Native::Free => {}
         Native::MemoryMib(mib) => args.push(format!("--memory-mib={mib}")),
     }
@@ -77,7 +79,27 @@ fn native(scenario: &Scenario, agent: &Path, mut args: Vec<String>, out: &Path) 
     if scenario.runs("pm2") {
         lab.env("PATH", path_with_pm2()?);
     }
-    run(lab.env("OBSERVER_BIN", agent))
+    println!("$ {}", line(&lab));
+    let ended = lab.env("OBSERVER_BIN", agent).output().context(BINARY)?;
+    let said = [ended.stdout, ended.stderr].concat();
+    verdict(ended.status.code(), &String::from_utf8_lossy(&said))
+}
+
+/// Exit status of a run that the machine does not allow.
+const SKIPPED: i32 = 3;
+
+/// What the end of `lab` means.
+fn verdict(status: Option<i32>, said: &str) -> Result<Option<String>> {
+    let reason = || said.lines().find_map(|line| line.strip_prefix("SKIPPED ")).map(str::to_owned);
+    match status {
+        Some(0) => Ok(None),
+        Some(SKIPPED) => Ok(Some(reason().unwrap_or_default())),
+        _ => {
+            let lines: Vec<_> = said.lines().collect();
+            let last = lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n");
+            bail!("status {status:?}\n{last}")
+        }
+    }
 }
 
 /// A guest has one CPU: QEMU's emulation of several is neither repeatable nor, before release 8.1, sound.
@@ -87,7 +109,7 @@ fn guest(
     agent: &Path,
     mut args: Vec<String>,
     out: &Path,
-) -> Result<()> {
+) -> Result<Option<String>> {
     let iops = scenario.need("disk_iops").and_then(|iops| u32::try_from(iops).ok());
     let guest = Guest {
         mem_bytes: scenario.need("guest_mib").unwrap_or(512) << 20,
@@ -103,36 +125,28 @@ fn guest(
     let job = Job {
         command: args,
         files: vec![
-            (stripped(Path::new(BINARY))?, GUEST_LAB.to_owned()),
-            (stripped(agent)?, GUEST_AGENT.to_owned()),
+            (stripped(Path::new(BINARY), out)?, GUEST_LAB.to_owned()),
+            (stripped(agent, out)?, GUEST_AGENT.to_owned()),
         ],
         env: vec![("OBSERVER_BIN".to_owned(), GUEST_AGENT.to_owned())],
         out: Some(out.to_owned()),
     };
-    let ended = guest.run(&job)?;
-    println!(
-        "{}: {:.0} s, {:.0} s of CPU",
-        ended.release,
-        ended.wall.as_secs_f64(),
-        ended.cpu.as_secs_f64()
-    );
-    if ended.status != Some(0) {
-        let said = fs::read_to_string(&ended.log).unwrap_or_default();
-        let said = said.lines().rev().take(LAST_WORDS).collect::<Vec<_>>();
-        let said = said.into_iter().rev().collect::<Vec<_>>().join("\n");
-        let (how, console) = (ended.ended, ended.console.display());
-        bail!("{how}; status {:?}; see {console}\n{said}", ended.status);
-    }
-    Ok(())
+    let ended = guest.run(&job);
+    job.files.iter().try_for_each(|(small, _)| fs::remove_file(small))?;
+    let ended = ended?;
+    let (wall_s, cpu_s) = (ended.wall.as_secs_f64(), ended.cpu.as_secs_f64());
+    println!("{}: {wall_s:.0} s, {cpu_s:.0} s of CPU", ended.release);
+    let said = fs::read_to_string(&ended.log).unwrap_or_default();
+    verdict(ended.status, &said)
+        .with_context(|| format!("{}; see {}", ended.ended, ended.console.display()))
 }
 
 /// Last lines of a failed job that are shown.
 const LAST_WORDS: usize = 15;
 
-/// A program without what only a debugger needs: a small guest has no memory for that.
-fn stripped(program: &Path) -> Result<PathBuf> {
-    let name = program.file_name().context("a program has a name")?;
-    let small = Path::new(FOLDER).join(name);
-    run(command(&["strip", "--strip-debug", "-o"]).arg(&small).arg(program))?;
+/// A copy without what only a debugger needs: a small guest has no memory for that.
+fn stripped(program: &Path, folder: &Path) -> Result<PathBuf> {
+    let small = folder.join(program.file_name().context("a program has a name")?);
+    output(command(&["strip", "--strip-debug", "-o"]).arg(&small).arg(program))?;
     Ok(small)
 }

@@ -1,7 +1,7 @@
 //! What the runs have shown, for people.
 
 use super::{
-    Row,
+    Outcome, Row,
     score::{Hang, Score},
 };
 use crate::bench::markdown;
@@ -26,7 +26,7 @@ pub(super) fn table(rows: &[Row]) -> String {
     let mut text = markdown(&HEADING, &cells);
     text += "\nWhat the agent's signals showed, in seconds after the fault:\n\n";
     for row in rows {
-        if let Ok(score) = &row.result {
+        if let Outcome::Scored(score) = &row.result {
             text += &format!("- {}: {}\n", name(row), signals(score));
         }
     }
@@ -67,14 +67,13 @@ pub(super) fn sentence(score: &Score) -> String {
 }
 
 fn name(row: &Row) -> String {
-    let twin = row.result.as_ref().is_ok_and(|score| score.twin);
-    format!("{}{}", row.scenario.name(), if twin { " (twin)" } else { "" })
+    format!("{}{}", row.scenario.name(), if row.twin { " (twin)" } else { "" })
 }
 
 fn cells(row: &Row) -> Vec<String> {
     let mut cells = vec![name(row), row.scenario.text("incident").to_owned(), row.place.clone()];
     match &row.result {
-        Ok(score) => cells.extend([
+        Outcome::Scored(score) => cells.extend([
             seconds(score.hang.map(|hang| hang.onset_s)),
             score.hang.map_or("-".to_owned(), length),
             seconds(score.oom_kill_s),
@@ -83,14 +82,16 @@ fn cells(row: &Row) -> Vec<String> {
             seconds(score.lead_s()),
             score.false_alarms.to_string(),
         ]),
-        Err(error) => {
-            let first = error.lines().next().unwrap_or_default().replace('|', "/");
-            cells.push(first);
-            cells.resize(HEADING.len() - 1, String::new());
-        }
+        Outcome::Skipped(why) => cells.push(format!("skipped: {}", in_a_cell(why))),
+        Outcome::Failed(why) => cells.push(format!("failed: {}", in_a_cell(why))),
     }
+    cells.resize(HEADING.len() - 1, String::new());
     cells.push(format!("{:.0}", row.wall.as_secs_f64()));
     cells
+}
+
+fn in_a_cell(text: &str) -> String {
+    text.lines().next().unwrap_or_default().replace('|', "/")
 }
 
 fn seconds(at: Option<f64>) -> String {
