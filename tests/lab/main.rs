@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a task tells what it does")]
 
 mod agent_events;
+mod delivery;
 mod judge;
 mod network;
 mod run;

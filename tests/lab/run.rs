@@ -17,10 +17,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    agent_events,
+    agent_events, delivery,
     judge::Judge,
     network,
     scenario::{self, Native, Scenario},
+    stage::{COLLECTED, COLLECTOR_PORT},
     timeline::{self, Event, Source, Tail, now_s},
 };
 
@@ -73,6 +74,10 @@ const RECOVERY: Duration = Duration::from_secs(15);
 /// Time that the agent has to end by itself.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 const SMOKE_SECONDS: u32 = 8;
+/// What the agent had to export, in its state directory.
+const MADE: &str = "out.jsonl";
+/// What is younger than this at the end may not have been exported yet: metrics go every ten seconds at most.
+const ON_ITS_WAY_S: f64 = 15.0;
 const PORTS: usize = 4;
 /// Between two looks at what was written.
 const LOOK: Duration = Duration::from_millis(250);
@@ -202,6 +207,12 @@ impl<'a> Run<'a> {
         command.arg("run").arg("--record").arg(state.join("recording.jsonl"));
         let ports: Vec<_> = self.ports[1..].iter().map(u16::to_string).collect();
         command.env("OBSERVER_TCP_PORTS", ports.join(","));
+        if self.scenario.exports() {
+            let endpoint = format!("http://127.0.0.1:{}", self.ports[COLLECTOR_PORT]);
+            command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
+            command.env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
+            command.arg("--out").arg(state.join(MADE));
+        }
         let file = File::create(&log).map_err(|error| named(&log, &error))?;
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         self.agent = Some(started(&mut command)?);
@@ -372,6 +383,13 @@ impl<'a> Run<'a> {
             let fault_s = fault.map_or(0.0, |event| event.t_s);
             let told = agent_events::read(&recording, clock, fault_s);
             self.events.extend(told.map_err(|error| error.to_string())?);
+        }
+        let collected = fs::read_to_string(self.scratch.path().join(COLLECTED)).ok();
+        let stop = self.events.iter().find(|event| event.what == "stop").map(|event| event.t_s);
+        if let (Some(collected), Some(stop_s)) = (collected, stop) {
+            let made = fs::read_to_string(options.out.join("agent").join(MADE)).unwrap_or_default();
+            let until_unix_ns = ((stop_s - ON_ITS_WAY_S + clock) * 1e9) as u64;
+            self.tell("delivered", delivery::compare(&made, &collected, until_unix_ns));
         }
         let last_s = self.events.iter().filter(|event| event.source == Source::Witness);
         let last_s = last_s.map(|event| event.t_s).fold(0.0, f64::max);

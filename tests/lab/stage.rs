@@ -46,6 +46,12 @@ pub struct Options {
 const SETTLE: Duration = Duration::from_secs(10);
 const SMOKE_SETTLE: Duration = Duration::from_secs(3);
 
+/// Among the run's ports.
+pub const COLLECTOR_PORT: usize = 3;
+
+/// What a collector took, beside the file of events.
+pub const COLLECTED: &str = "collected.jsonl";
+
 /// What a scenario has to work with.
 pub struct Stage {
     options: Options,
@@ -88,6 +94,18 @@ impl Stage {
     /// One of the run's four ports. The agent takes connections to all but the first for those of databases.
     pub fn port(&self, index: usize) -> u16 {
         self.options.ports[index]
+    }
+
+    /// Where the agent exports to, in a scenario that says that it does.
+    pub fn collector_port(&self) -> u16 {
+        self.options.ports[COLLECTOR_PORT]
+    }
+
+    /// Keeps what a collector took, one OTLP request a line, for [`crate::delivery`].
+    pub fn collected(&self, lines: &[String]) {
+        let text: String = lines.iter().flat_map(|line| [line, "\n"]).collect();
+        let path = self.options.events.with_file_name(COLLECTED);
+        std::fs::write(path, text).expect("the scratch folder takes files");
     }
 
     /// Puts an event on the time line.

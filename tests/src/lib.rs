@@ -11,6 +11,7 @@ use std::{
 
 pub mod agent;
 pub mod cgroup;
+pub mod collector;
 pub mod dns;
 pub mod http;
 pub mod jvm;

@@ -1,5 +1,6 @@
 //! The scenarios: each a file with one constant, and a line in [`ALL`].
 
+mod backend_401;
 mod cache_thrash;
 mod cpu_neighbours;
 mod cpu_quota;
@@ -62,7 +63,11 @@ pub const ALL: &[&Scenario] = &[
     &disk_slow::SCENARIO,
     &jvm_gc_thrash::SCENARIO,
     &redis_save_thp::SCENARIO,
+    &backend_401::SCENARIO,
 ];
+
+/// Those in which the agent exports: to a collector that the stage runs at [`Stage::collector_port`].
+const EXPORTING: &[&Scenario] = &[&backend_401::SCENARIO];
 
 /// A fault with real programs, and its healthy twin.
 #[derive(Serialize)]
@@ -146,6 +151,11 @@ pub fn list(json: bool) {
 }
 
 impl Scenario {
+    /// Whether the agent exports in it.
+    pub fn exports(&self) -> bool {
+        EXPORTING.iter().any(|scenario| scenario.name == self.name)
+    }
+
     /// What this machine lacks.
     pub fn lacking(&self) -> Option<String> {
         let has = |name: &str| match name {

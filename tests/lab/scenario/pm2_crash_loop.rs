@@ -79,6 +79,8 @@ fn run(stage: &mut Stage, crashes: bool) {
         if !stage.pause(period) {
             break;
         }
+        // Those who crash next have just been started.
+        stage.culprit(&["api"], &pm2.workers());
         let [all, active, _] = database::connections(&mut client);
         stage.tell("connections", json!({ "all": all, "active": active }));
     }
