@@ -71,6 +71,8 @@ const HANG_S: f64 = 45.0;
 const AFTER_KILL_S: f64 = 10.0;
 /// Time that the host has to recover once the programs are gone.
 const RECOVERY: Duration = Duration::from_secs(15);
+/// Time that the stage has to end its programs, some of which wait for each other.
+const STAGE_LIMIT: Duration = Duration::from_secs(10);
 /// Time that the agent has to end by itself.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 const SMOKE_SECONDS: u32 = 8;
@@ -303,7 +305,7 @@ impl<'a> Run<'a> {
     fn end_stage(&mut self) {
         let Some(mut stage) = self.stage.take() else { return };
         drop(stage.stdin.take());
-        let end = Instant::now() + Duration::from_secs(3);
+        let end = Instant::now() + STAGE_LIMIT;
         while Instant::now() < end && matches!(stage.try_wait(), Ok(None)) {
             pause();
         }

@@ -84,19 +84,29 @@ impl Pm2 {
         text
     }
 
-    /// What PM2 knows of its applications: a list, one object a process.
+    /// What PM2 knows of the workers of an application.
     #[track_caller]
-    pub fn list(&self) -> Value {
+    fn list(&self, app: &str) -> Vec<Value> {
         let text = self.command(["jlist"]);
-        let json = text.find('[').map_or("", |at| &text[at..]);
-        serde_json::from_str(json).unwrap_or_else(|error| panic!("pm2 jlist: {error}: {text}"))
+        // Other lines tell what PM2 does.
+        let json = text.lines().rfind(|line| line.starts_with("[{")).unwrap_or("[]");
+        let mut list: Vec<Value> =
+            serde_json::from_str(json).unwrap_or_else(|error| panic!("pm2 jlist: {error}: {text}"));
+        list.retain(|process| process["name"] == app);
+        list
     }
 
-    /// Restarts that PM2 made, all applications together.
-    pub fn restarts(&self) -> u64 {
-        let list = self.list();
-        let count = |process: &Value| process["pm2_env"]["restart_time"].as_u64().unwrap_or(0);
-        list.as_array().into_iter().flatten().map(count).sum()
+    /// Restarts that PM2 made of all workers of an application.
+    pub fn restarts(&self, app: &str) -> u64 {
+        let list = self.list(app);
+        list.iter().filter_map(|process| process["pm2_env"]["restart_time"].as_u64()).sum()
+    }
+
+    /// Pids of the workers of an application.
+    pub fn pids(&self, app: &str) -> Vec<u32> {
+        let list = self.list(app);
+        let pid = |process: &Value| process["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        list.iter().filter_map(pid).filter(|pid| *pid != 0).collect()
     }
 
     /// Pid of the daemon.

@@ -10,7 +10,7 @@ const pool = new Pool({
   user: 'app',
   database: 'postgres',
   max: size,
-  idleTimeoutMillis: 0,
+  idleTimeoutMillis: Number(process.env.IDLE_MS ?? 0),
 });
 pool.on('error', (error) => console.error(`pool: ${error.message}`));
 

@@ -6,6 +6,9 @@
 //! the query takes. The next worker opens a pool of its own beside it.
 //! Nothing else holds it: Node.js opens its sockets close-on-exec, so no child inherits them, and PM2's daemon shares only the
 //! listening one.
+//!
+//! The witness asks an innocent neighbour. The crashing application itself loses requests before: the primary process of a
+//! Node.js cluster may hand a connection to a worker that is about to die, and then nobody answers it.
 
 use std::time::Duration;
 
@@ -44,14 +47,19 @@ pub const SCENARIO: Scenario = Scenario {
 const WORKERS: u32 = 2;
 const POOL: u32 = 5;
 
+/// Longest wait for the answer to an export.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Three of them are for superusers.
 const MAX_CONNECTIONS: u32 = 30;
 
 fn run(stage: &mut Stage, crashes: bool) {
     let settings = Settings { max_connections: MAX_CONNECTIONS, ..Settings::default() };
     let server = database::start(stage, settings);
-    let (port, pg_port) = (stage.port(0).to_string(), server.port.to_string());
-    let pool = POOL.to_string();
+    let pg_port = server.port.to_string();
+    let mut pm2 = Pm2::new("nobody");
+    start_neighbour(&mut pm2, &stage.port(0).to_string(), &pg_port);
+    let (port, pool) = (stage.port(2).to_string(), POOL.to_string());
     let (bug, report_s) = if crashes { ("1", "60") } else { ("0", "1") };
     let env = [
         ("PORT", &*port),
@@ -60,9 +68,8 @@ fn run(stage: &mut Stage, crashes: bool) {
         ("BUG", bug),
         ("REPORT_S", report_s),
     ];
-    let mut pm2 = Pm2::new("nobody");
     pm2.start(&App { name: "api", script: database::API, workers: Some(WORKERS), env: &env });
-    stage.culprit(&["api"], &pm2.workers());
+    stage.culprit(&["api"], &pm2.pids("api"));
     stage.health(stage.port(0), "/catalogue");
     let mut client = Client::connect(server.port).expect("superusers always get a connection");
     stage.begin();
@@ -70,7 +77,7 @@ fn run(stage: &mut Stage, crashes: bool) {
     let mut round = 0;
     loop {
         // With the bug, the worker dies of it.
-        http::get(stage.port(0), "/export").ok();
+        http::status(stage.port(2), "/export", PATIENCE).ok();
         if !crashes && round % 5 == 4 {
             // A deployment: each worker ends by itself when the next one is ready.
             pm2.command(["reload", "api"]);
@@ -80,9 +87,15 @@ fn run(stage: &mut Stage, crashes: bool) {
             break;
         }
         // Those who crash next have just been started.
-        stage.culprit(&["api"], &pm2.workers());
+        stage.culprit(&["api"], &pm2.pids("api"));
         let [all, active, _] = database::connections(&mut client);
         stage.tell("connections", json!({ "all": all, "active": active }));
     }
-    stage.tell("pm2", json!({ "restarts": pm2.restarts(), "workers": pm2.workers() }));
+    stage.tell("pm2", json!({ "restarts": pm2.restarts("api") }));
+}
+
+/// The application that the witness asks, in which nothing is wrong. It closes idle connections at once, so it needs new ones.
+fn start_neighbour(pm2: &mut Pm2, port: &str, pg_port: &str) {
+    let env = [("PORT", port), ("PGPORT", pg_port), ("POOL", "2"), ("IDLE_MS", "100")];
+    pm2.start(&App { name: "shop", script: database::API, workers: None, env: &env });
 }
