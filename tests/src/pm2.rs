@@ -102,11 +102,15 @@ impl Pm2 {
         list.iter().filter_map(|process| process["pm2_env"]["restart_time"].as_u64()).sum()
     }
 
-    /// Pids of the workers of an application.
+    /// Pids of the workers of an application, from the files that PM2 keeps of them: its command takes seconds in a guest.
     pub fn pids(&self, app: &str) -> Vec<u32> {
-        let list = self.list(app);
-        let pid = |process: &Value| process["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
-        list.iter().filter_map(pid).filter(|pid| *pid != 0).collect()
+        let files = fs::read_dir(self.home.path().join("pids")).into_iter().flatten().flatten();
+        let own = files.filter(|file| {
+            let name = file.file_name().to_string_lossy().into_owned();
+            name.strip_prefix(app).is_some_and(|rest| rest.starts_with('-'))
+        });
+        let texts = own.filter_map(|file| fs::read_to_string(file.path()).ok());
+        texts.filter_map(|text| text.trim().parse().ok()).collect()
     }
 
     /// Pid of the daemon.

@@ -10,7 +10,7 @@
 //! The witness asks an innocent neighbour. The crashing application itself loses requests before: the primary process of a
 //! Node.js cluster may hand a connection to a worker that is about to die, and then nobody answers it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use observer_tests::{
     http,
@@ -76,6 +76,7 @@ fn run(stage: &mut Stage, crashes: bool) {
     let period = Duration::from_secs_f64(1.0 / stage.rate());
     let mut round = 0;
     loop {
+        let next = Instant::now() + period;
         // With the bug, the worker dies of it.
         http::status(stage.port(2), "/export", PATIENCE).ok();
         if !crashes && round % 5 == 4 {
@@ -83,7 +84,7 @@ fn run(stage: &mut Stage, crashes: bool) {
             pm2.command(["reload", "api"]);
         }
         round += 1;
-        if !stage.pause(period) {
+        if !stage.pause(next.saturating_duration_since(Instant::now())) {
             break;
         }
         // Those who crash next have just been started.
