@@ -43,6 +43,8 @@ pub const LOCAL: u8 = 1;
 pub const PEER: u8 = 2;
 /// [`Owned::closer`]: this side closed because its owner was exiting.
 pub const OWNER_EXIT: u8 = 3;
+/// [`Owned::closer`]: it is gone, and nobody saw how. Only without the program that sees it.
+pub const UNSEEN: u8 = 4;
 
 /// A connection's entry in the ledger; the key is the address of its kernel socket.
 #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -80,11 +80,10 @@ struct Shared {
 /// `observer run`.
 ///
 /// # Errors
-/// A bad configuration, a second instance, or no probe that could run here.
+/// A bad configuration, a second instance, or a folder that may not be written.
 pub fn run(config: &Config, time: Option<Duration>, out: Option<PathBuf>) -> Result<()> {
     let lock = Lock::take(&config.run_dir())?;
     let sampler = Sampler::new(config)?;
-    refuse_without_privileges(&sampler)?;
     let info = sampler.info();
     let host = HostResource {
         name: info.host_name.clone(),
@@ -147,19 +146,6 @@ fn recorder(config: &Config, sampler: &Sampler) -> Result<Option<Recorder>> {
         programs: sampler.programs(),
     };
     Recorder::start(Path::new(path), config.bytes(&record::MAX), header).map(Some)
-}
-
-/// Without BTF or a hook the agent still tells what `/proc` says; without privileges nothing it says would be whole.
-fn refuse_without_privileges(sampler: &Sampler) -> Result<()> {
-    if sampler.has_probes() || rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let programs = sampler.programs();
-    let row = programs.iter().find(|row| row.verdict == Verdict::Impossible);
-    let (reason, remedy) = row.map_or(("", ""), |row| (row.reason.as_str(), row.remedy.as_str()));
-    anyhow::bail!(
-        "no probe can run here: {reason}; {remedy}. `observer check` tells it for each program"
-    )
 }
 
 /// The line that tools wait for, and what the user must know at the start.

@@ -73,7 +73,7 @@ pub fn print(
     let summary = match code {
         0 => "everything that observer can see is visible here",
         1 => "some of it cannot be seen here; the rest works",
-        _ => "no probe can run here",
+        _ => "no BPF program can run here; what /proc and sock_diag tell is seen",
     };
     writeln!(out, "kernel {kernel}: {summary}")
 }

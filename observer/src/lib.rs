@@ -13,6 +13,7 @@ pub mod identity;
 pub mod kernel;
 mod line_file;
 pub mod lines;
+pub mod proc;
 pub mod record;
 pub mod sampler;
 pub mod signal;

@@ -3,7 +3,7 @@
 
 use observer::{signal::oom::OomKill, snapshot::Verdict};
 use observer_tests::{
-    agent::{self, Agent},
+    agent::Agent,
     cgroup::Cgroup,
     needs,
     otlp::{Telemetry, int_of, str_of},
@@ -11,7 +11,6 @@ use observer_tests::{
     redis::{self, Redis},
     seconds,
     source::Source,
-    user_ids,
     wire::Record,
 };
 use rustix::process::Signal;
@@ -20,7 +19,7 @@ use tempfile::TempDir;
 use crate::{MIB, assert_close, load};
 
 /// Hides the type information.
-const NO_BTF: (&str, &str) = ("OBSERVER_BTF", "/nonexistent");
+pub const NO_BTF: (&str, &str) = ("OBSERVER_BTF", "/nonexistent");
 
 /// In a mount namespace of its own, with tracefs.
 const WITH_TRACEFS: &[&str] = &[
@@ -31,19 +30,9 @@ const WITH_TRACEFS: &[&str] = &[
     r#"[ -d /sys/kernel/tracing/events ] || mount -t tracefs tracefs /sys/kernel/tracing; exec "$0" "$@""#,
 ];
 
-/// In a mount namespace of its own, without.
-const WITHOUT_TRACEFS: &[&str] = &[
-    "unshare",
-    "-m",
-    "sh",
-    "-c",
-    r#"umount /sys/kernel/debug/tracing /sys/kernel/debug /sys/kernel/tracing 2>/dev/null
-    [ ! -d /sys/kernel/tracing/events ] && exec "$0" "$@""#,
-];
-
 /// Asserts verdicts of programs, and that each that is not whole says why and what to do.
 #[track_caller]
-fn check_verdicts(agent: &Agent, expected: &[(&str, Verdict, &str)]) {
+pub fn check_verdicts(agent: &Agent, expected: &[(&str, Verdict, &str)]) {
     let programs = agent.snapshot().health.programs;
     for (name, verdict, reason) in expected {
         let row = programs.iter().find(|row| row.name == *name);
@@ -162,56 +151,13 @@ fn without_btf_what_finds_the_queue_full_is_counted() {
 }
 
 #[test]
-fn without_btf_and_tracefs_the_host_is_still_read() {
-    let test = "ladder::without_btf_and_tracefs_the_host_is_still_read";
-    let Some(_host) = needs::host(test, &["unshare"]) else { return };
-    let agent = Agent::start_through(WITHOUT_TRACEFS, &[NO_BTF]);
-    check_verdicts(
-        &agent,
-        &[
-            ("mark_victim", Verdict::Impossible, "no tracefs"),
-            ("sched_switch", Verdict::Impossible, "no kernel type information"),
-            ("meminfo", Verdict::Attached, ""),
-        ],
-    );
-    agent.wait_snapshot("memory", seconds(5), |snapshot| {
-        (snapshot.oom.memory_total_bytes > 0 && !snapshot.oom.pressure.is_empty()).then_some(())
-    });
-    agent.stop();
-}
-
-#[test]
 fn two_capabilities_are_enough_for_every_program() {
     let test = "ladder::two_capabilities_are_enough_for_every_program";
     let Some(_host) = needs::host(test, &["setpriv", "redis-server"]) else { return };
-    let (user, group) = user_ids("nobody").unwrap();
-    let state = TempDir::new().unwrap();
-    std::os::unix::fs::chown(state.path(), Some(user), Some(group)).unwrap();
-    // A copy, because the directory of the build may be closed to others.
-    let copy = TempDir::new().unwrap();
-    std::os::unix::fs::chown(copy.path(), Some(user), Some(group)).unwrap();
-    let binary = copy.path().join("observer");
-    std::fs::copy(agent::binary(), &binary).unwrap();
     let redis = Redis::start();
     let port = redis.port.to_string();
-    let (user, group) = (user.to_string(), group.to_string());
     // CAP_PERFMON and CAP_BPF, by number for a setpriv that does not know their names.
-    let keep = "-all,+cap_38,+cap_39";
-    let launcher = [
-        "setpriv",
-        "--reuid",
-        &user,
-        "--regid",
-        &group,
-        "--clear-groups",
-        "--bounding-set",
-        keep,
-        "--inh-caps",
-        keep,
-        "--ambient-caps",
-        keep,
-    ];
-    let agent = Agent::start_copy(&launcher, &binary, state, &[("OBSERVER_TCP_PORTS", &port)]);
+    let agent = Agent::start_as_nobody("-all,+cap_38,+cap_39", &[("OBSERVER_TCP_PORTS", &port)]);
     for row in agent.snapshot().health.programs.iter().take_while(|row| row.name != "dns_answers") {
         let runs = matches!(row.verdict, Verdict::Attached | Verdict::Standby);
         // Before 6.9 the kernel itself names a victim by its pid only. A distribution may close perf events.

@@ -10,6 +10,7 @@ mod export;
 mod jvm;
 mod ladder;
 mod oom;
+mod proc;
 mod sched;
 mod tcp;
 mod top;

@@ -11,7 +11,7 @@ use observer::snapshot::Snapshot;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::{POLL, otlp::Telemetry, program::Program, seconds};
+use crate::{POLL, otlp::Telemetry, program::Program, seconds, user_ids};
 
 /// Longest time from the start to all probes attached.
 const READY_TIMEOUT: Duration = seconds(30);
@@ -92,6 +92,28 @@ impl Agent {
         env: &[(&str, &str)],
     ) -> Self {
         Self::ready(Self::spawn_through(launcher, copy, state, env))
+    }
+
+    /// Starts a copy as the user `nobody` with these capabilities (setpriv(1)).
+    #[track_caller]
+    pub fn start_as_nobody(capabilities: &str, env: &[(&str, &str)]) -> Self {
+        let (user, group) = user_ids("nobody").expect("there is a user nobody");
+        // The directory of the build may be closed to others.
+        let [state, copy] = [(); 2].map(|()| TempDir::new().expect("a temporary directory"));
+        for folder in [&state, &copy] {
+            std::os::unix::fs::chown(folder.path(), Some(user), Some(group))
+                .expect("tests are root");
+        }
+        let binary = copy.path().join("observer");
+        std::fs::copy(self::binary(), &binary).expect("the binary can be copied");
+        let (user, group) = (user.to_string(), group.to_string());
+        let launcher = ["setpriv", "--reuid", &user, "--regid", &group, "--clear-groups"];
+        let sets = ["--bounding-set", "--inh-caps", "--ambient-caps"];
+        let launcher: Vec<_> = launcher
+            .into_iter()
+            .chain(sets.into_iter().flat_map(|set| [set, capabilities]))
+            .collect();
+        Self::start_copy(&launcher, &binary, state, env)
     }
 
     #[track_caller]

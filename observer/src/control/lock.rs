@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, TryLockError},
-    io::{Read, Write},
+    io::{self, Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -28,7 +28,12 @@ impl Lock {
         let path = run_dir.join(LOCK_NAME);
         let io = |what| {
             let path = path.clone();
-            move |source| ControlError::Io { what, path, source }
+            move |source: io::Error| match source.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    ControlError::Folder { path: run_dir.to_owned() }
+                }
+                _ => ControlError::Io { what, path, source },
+            }
         };
         fs::create_dir_all(run_dir).map_err(io("cannot make the folder of"))?;
         let mut file = File::options()

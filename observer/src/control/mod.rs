@@ -74,6 +74,15 @@ pub enum ControlError {
         /// The lock file.
         path: PathBuf,
     },
+    /// The run folder belongs to others.
+    #[error(
+        "{} may not be written by this user; run as root, or give `run` and `top` a folder of yours: --set state_dir=DIR",
+        .path.display()
+    )]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+    },
     /// Anything else that the system refused.
     #[error("{what} {}: {source}", .path.display())]
     Io {

@@ -53,6 +53,11 @@ impl Counters {
         self.0[counter as usize]
     }
 
+    /// Takes a count that another source than the programs has.
+    pub fn set(&mut self, counter: Counter, count: u64) {
+        self.0[counter as usize] = count;
+    }
+
     /// Ring records lost, by kind.
     pub fn ring_losses(&self) -> [(Kind, u64); KINDS] {
         Kind::ALL.map(|kind| (kind, self.0[Counter::RingLost as usize + kind as usize]))

@@ -5,6 +5,7 @@
 mod clock;
 mod record;
 mod report;
+mod rows;
 mod usage;
 mod watch;
 
@@ -16,14 +17,10 @@ use std::{
 };
 
 use anyhow::Result;
-use observer_abi::{
-    alloc::{TASK_KERNEL, TASK_LEADER, TaskRow},
-    sched::Watch,
-    tcp::{HolderRow, SocketRow},
-};
+use observer_abi::alloc::{TASK_KERNEL, TASK_LEADER};
 
 pub use self::clock::now;
-use self::{record::Fold, usage::Usage, watch::HOLDERS_RETRY_NS};
+use self::{record::Fold, rows::Rows, usage::Usage, watch::HOLDERS_RETRY_NS};
 use crate::{
     config::{self, Config},
     dns::{Names, parse_answer},
@@ -31,6 +28,7 @@ use crate::{
     host::Info,
     identity::{Identities, Process},
     kernel::{Counters, Kernel, Options, Packets, Scope},
+    proc,
     signal::{
         Now, Output, Readings, Who,
         alloc::{self, Alloc},
@@ -63,16 +61,6 @@ impl PeerNames for NamesAt<'_> {
     }
 }
 
-/// Rows read at a tick; kept, so that a tick allocates nothing once they have grown.
-#[derive(Default)]
-struct Rows {
-    tasks: Vec<TaskRow>,
-    sockets: Vec<SocketRow>,
-    holders: Vec<HolderRow>,
-    watches: Vec<(u32, Watch)>,
-    reclaimers: Vec<(u32, observer_abi::oom::Reclaimer)>,
-}
-
 /// When something was last done, CLOCK_MONOTONIC.
 #[derive(Default)]
 struct Last {
@@ -99,6 +87,8 @@ impl Last {
 pub struct Sampler {
     info: Info,
     kernel: Kernel,
+    /// What takes the place of iterators that do not run.
+    proc: proc::Rows,
     files: Files,
     packets: Option<Packets>,
     names: Names,
@@ -146,7 +136,9 @@ impl Sampler {
         let kernel = Kernel::open(&options);
         let now = now();
         let map_bytes = kernel.map_bytes();
+        let hz = clock::hz();
         Ok(Self {
+            proc: proc::Rows::open(kernel.programs(), &options.ports, hz),
             files: Files::open(Path::new("/proc")),
             packets,
             names: Names::default(),
@@ -163,7 +155,7 @@ impl Sampler {
             counters: Counters::default(),
             usage: Usage::default(),
             page_bytes,
-            hz: clock::hz(),
+            hz,
             start_unix_ns: now.unix_ns,
             malformed: 0,
             lost_peers: 0,
@@ -179,7 +171,10 @@ impl Sampler {
 
     /// Verdict of every program and file.
     pub fn programs(&self) -> Vec<Program> {
-        [self.kernel.programs(), &self.other_programs, self.files.programs()].concat()
+        let mut programs =
+            [self.kernel.programs(), &self.other_programs, self.files.programs()].concat();
+        self.proc.amend(&mut programs);
+        programs
     }
 
     /// Whether any BPF program runs.
@@ -207,7 +202,18 @@ impl Sampler {
     pub fn drain(&mut self) {
         let now = now();
         let Self {
-            kernel, alloc, oom, tcp, sched, who, output, listeners, names, malformed, ..
+            kernel,
+            proc,
+            alloc,
+            oom,
+            tcp,
+            sched,
+            who,
+            output,
+            listeners,
+            names,
+            malformed,
+            ..
         } = self;
         if let Some(packets) = &mut self.packets {
             packets.drain(|payload| {
@@ -215,7 +221,7 @@ impl Sampler {
                     if answer.database.is_some() {
                         let address = mapped(answer.address);
                         let added = kernel.tables().is_none_or(|tables| tables.add_peer(address));
-                        self.lost_peers += u64::from(!added);
+                        self.lost_peers += u64::from(!added || !proc.add_peer(address));
                     }
                     names.insert(&answer, now.unix_ns);
                 }
@@ -275,28 +281,6 @@ impl Sampler {
             self.update_watchlist();
         }
         self.take_faults(now);
-    }
-
-    /// Reads maps and iterators. What cannot be read stays as it was at the tick before; false if that is the tasks.
-    fn read_rows(&mut self, now: Now) -> bool {
-        let rows = &mut self.rows;
-        let (tasks, sockets) =
-            (self.kernel.tasks(&mut rows.tasks), self.kernel.sockets(&mut rows.sockets));
-        let fresh = tasks.is_ok();
-        for error in [tasks.err(), sockets.err()].into_iter().flatten() {
-            self.last.warn(now, &error);
-        }
-        let rows = &mut self.rows;
-        rows.watches.clear();
-        rows.reclaimers.clear();
-        if let Some(tables) = self.kernel.tables() {
-            self.counters = tables.counters();
-            rows.watches.extend(
-                self.watchlist.threads().filter_map(|(_, tid)| Some((tid, tables.watched(tid)?))),
-            );
-            rows.reclaimers.extend(tables.reclaimers());
-        }
-        fresh
     }
 
     /// Takes everything made since the last time; with metric points of the present state if `points`.

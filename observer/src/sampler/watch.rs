@@ -45,8 +45,7 @@ impl Sampler {
         if let Some(Err(error)) = self.packets.as_mut().map(crate::kernel::Packets::follow_routes) {
             self.last.warn(now, &anyhow::Error::new(error).context("cannot listen for names"));
         }
-        let read = self.kernel.holders(&mut self.rows.holders);
-        if let Err(error) = read {
+        if let Err(error) = self.read_holders(now) {
             self.last.warn(now, &error);
             return;
         }

@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use observer_abi::tcp::{CLIENT, Closed, LOCAL, NOT_READ, OPEN, OWNER_EXIT, Owned, PEER, Socket};
+use observer_abi::tcp::{
+    CLIENT, Closed, LOCAL, NOT_READ, OPEN, OWNER_EXIT, Owned, PEER, Socket, UNSEEN,
+};
 
 use super::endpoint::address;
 use crate::{
@@ -43,6 +45,9 @@ pub fn root(key: u64, birth_ktime_ns: u64) -> SpanContext {
 pub fn close_reason(record: &Closed) -> (&'static str, Option<&'static str>) {
     const UNKNOWN: i32 = NOT_READ as i32;
     let error = i32::from(record.socket.error);
+    if record.owned.closer == UNSEEN {
+        return ("unseen", None);
+    }
     if record.owned.was_established == 0 {
         return match error {
             libc::ECONNREFUSED => ("refused", Some("ECONNREFUSED")),
@@ -155,6 +160,8 @@ mod tests {
         check(1, PEER, libc::EPIPE, ("reset_by_peer", Some("ECONNRESET")));
         check(1, OPEN, libc::ECONNRESET, ("reset_by_peer", Some("ECONNRESET")));
         check(1, OPEN, 0, ("reset_by_local", Some("ECONNABORTED")));
+        check(0, UNSEEN, 0, ("unseen", None));
+        check(1, UNSEEN, 0, ("unseen", None));
         check(1, OPEN, libc::ETIMEDOUT, ("timeout", Some("ETIMEDOUT")));
     }
 }
