@@ -107,7 +107,7 @@ fn build(tools: &Tools) -> Result<Programs> {
 }
 
 /// Where cargo has put a test binary, from what it says in JSON.
-fn executable(messages: &str, name: &str) -> Result<PathBuf> {
+pub(crate) fn executable(messages: &str, name: &str) -> Result<PathBuf> {
     let path = |line: &str| {
         let message: Value = serde_json::from_str(line).ok()?;
         (message["target"]["name"] == name)

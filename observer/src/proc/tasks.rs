@@ -194,7 +194,8 @@ mod tests {
         tasks.read(std::iter::empty(), &mut rows).unwrap();
         let more = row(&rows, pid).anon_pages - leader.anon_pages;
         let expected = grown.len() as i64 / page_size() as i64;
-        assert!((expected..expected + 512).contains(&more), "{more} of {expected}");
+        // Each CPU keeps some pages that it has not added yet.
+        assert!((expected - 64..expected + 512).contains(&more), "{more} of {expected}");
     }
 
     #[test]

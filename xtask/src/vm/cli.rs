@@ -11,6 +11,7 @@ use super::{
     console::Ended,
     disk, fetch,
     kernels::{self, Name},
+    matrix,
 };
 use crate::setup::{self, Purpose};
 
@@ -36,6 +37,8 @@ enum Task {
         #[arg(long)]
         update: bool,
     },
+    /// Try the agent and its kernel tests on every kernel line, against what is known of each.
+    Matrix(matrix::Matrix),
     /// Make the disk of `--disk` from this host's packages, and say where it is.
     Disk,
 }
@@ -82,6 +85,7 @@ struct Run {
 pub(crate) fn vm(args: &Vm) -> Result<()> {
     match &args.task {
         Some(Task::List { update }) => list(*update),
+        Some(Task::Matrix(args)) => matrix::matrix(args),
         Some(Task::Disk) => {
             println!("{}", disk::root_image()?.display());
             Ok(())

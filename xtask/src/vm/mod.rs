@@ -9,6 +9,7 @@ mod disk;
 mod fetch;
 mod initramfs;
 mod kernels;
+mod matrix;
 mod modules;
 mod nested;
 mod packages;

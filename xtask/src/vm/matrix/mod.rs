@@ -1,0 +1,261 @@
+//! `cargo xtask vm matrix`: the agent and its kernel tests on every kernel line, against what is known of each.
+
+mod account;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+
+use self::account::Account;
+use super::{Disk, Guest, Job, Outcome, fetch::Unavailable, kernels::MATRIX};
+use crate::{
+    command::{line, output, run},
+    cross::executable,
+    run::BINARY,
+    setup::{self, Purpose, Tools},
+};
+
+/// Folder with a list a kernel: what runs, what is not there, which tests pass and which are skipped.
+const LISTS: &str = "tests/matrix";
+
+/// Folder for what the guests leave.
+const RUNS: &str = "target/vm/matrix";
+
+/// Where a guest has the agent, and the tests.
+const OBSERVER: &str = "/usr/bin/observer";
+const TESTS: &str = "/job/kernel-tests";
+
+/// The OTLP receiver on the disk of a guest.
+const ROTEL: &str = "/usr/local/bin/rotel-agent";
+
+/// Ten thousand processes fit, and a JVM.
+const MEMORY_BYTES: u64 = 2 << 30;
+
+/// An instruction takes 1 ns: half the pace of a small cloud machine, and never less because this host is busy.
+const SHIFT: u8 = 0;
+
+/// The host's time for one guest. With all tests it takes some ten minutes on a busy host.
+const TIME_LIMIT: Duration = Duration::from_secs(2400);
+
+/// Arguments of `cargo xtask vm matrix`.
+#[derive(Args)]
+pub(crate) struct Matrix {
+    /// Kernels, as `cargo xtask vm` takes them; all lines if left out.
+    kernels: Vec<String>,
+    /// Tests whose names start so; none runs for `-`, all if left out.
+    #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
+    only: Vec<String>,
+    /// Write down what is seen, instead of comparing with it. A test that fails is never written down.
+    #[arg(long)]
+    bless: bool,
+    /// Guests that run side by side.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+}
+
+/// What is tried in every guest.
+struct Trial<'a> {
+    programs: Programs,
+    only: &'a [String],
+    bless: bool,
+}
+
+/// Programs of this host, which run in a guest as they are.
+struct Programs {
+    observer: PathBuf,
+    tests: PathBuf,
+    /// What the tests start; they know it by this path.
+    load: PathBuf,
+}
+
+/// What came of one kernel.
+enum Verdict {
+    /// As it is known to be.
+    Known(Box<Outcome>, Account),
+    /// Otherwise, or not at all.
+    Wrong(String),
+    /// It cannot be had here.
+    Skipped(String),
+}
+
+/// Builds, tries each kernel, and shows the table.
+///
+/// # Errors
+/// Where a kernel does not do what its list says. One that cannot be fetched is named, and is no error.
+pub(crate) fn matrix(args: &Matrix) -> Result<()> {
+    let tools = setup::ensure(Purpose::Test)?;
+    let trial = Trial { programs: build(&tools)?, only: &args.only, bless: args.bless };
+    let names: Vec<String> = match args.kernels.as_slice() {
+        [] => MATRIX.iter().map(|name| (*name).to_owned()).collect(),
+        names => names.to_vec(),
+    };
+    let start = Instant::now();
+    let rows = side_by_side(&names, args.jobs, |name| trial.run(name));
+    print!("\n{}", table(&rows));
+    println!("{:.0} s for {} kernels", start.elapsed().as_secs_f64(), rows.len());
+    let wrong: Vec<_> =
+        rows.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Wrong(_))).collect();
+    ensure!(wrong.is_empty(), "{} kernels are not as {LISTS} says", wrong.len());
+    Ok(())
+}
+
+fn build(tools: &Tools) -> Result<Programs> {
+    run(&mut tools.cargo(&["build", "--release", "--package", "observer"]))?;
+    let args = ["test", "--no-run", "--package", "observer-tests", "--test", "kernel"];
+    let mut tests = tools.cargo(&args);
+    tests.args(["--message-format", "json"]);
+    println!("$ {}", line(&tests));
+    Ok(Programs {
+        observer: fs::canonicalize(BINARY).context(BINARY)?,
+        tests: executable(&output(&mut tests)?, "kernel")?,
+        load: fs::canonicalize("target/debug/load")?,
+    })
+}
+
+/// Does the work of each name, a few at a time, and gives the results in the order of the names.
+fn side_by_side<T: Send>(
+    names: &[String],
+    jobs: usize,
+    work: impl Fn(&str) -> T + Sync,
+) -> Vec<(String, T)> {
+    let (left, done) = (Mutex::new(names.iter().enumerate()), Mutex::new(Vec::new()));
+    thread::scope(|scope| {
+        for _ in 0..jobs.clamp(1, names.len().max(1)) {
+            scope.spawn(|| {
+                loop {
+                    let next = left.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let Some((index, name)) = next else { break };
+                    let result = work(name);
+                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                    done.push((index, name.clone(), result));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_by_key(|(index, ..)| *index);
+    done.into_iter().map(|(_, name, result)| (name, result)).collect()
+}
+
+impl Trial<'_> {
+    fn run(&self, name: &str) -> Verdict {
+        let verdict = self.try_on(name).unwrap_or_else(|error| {
+            if error.is::<Unavailable>() {
+                Verdict::Skipped(format!("{error:#}"))
+            } else {
+                Verdict::Wrong(format!("{error:#}"))
+            }
+        });
+        match &verdict {
+            Verdict::Known(outcome, account) => println!(
+                "{name}: {}, {:.0} s, {:.0} s of CPU",
+                account.sums(),
+                outcome.wall.as_secs_f64(),
+                outcome.cpu.as_secs_f64()
+            ),
+            Verdict::Wrong(why) => println!("{name}: WRONG: {why}"),
+            Verdict::Skipped(why) => println!("SKIPPED {name}: {why}"),
+        }
+        verdict
+    }
+
+    fn try_on(&self, name: &str) -> Result<Verdict> {
+        let guest = Guest {
+            mem_bytes: MEMORY_BYTES,
+            cpus: 2,
+            icount: Some(SHIFT),
+            disk: Some(Disk { iops: None }),
+            time_limit: TIME_LIMIT,
+            show: false,
+            ..Guest::new(name.parse()?)
+        };
+        let out = Path::new(RUNS).join(name);
+        let outcome = guest.run(&self.job(&out))?;
+        ensure!(outcome.status.is_some(), "{}: {}", outcome.ended, outcome.console.display());
+        let check = fs::read_to_string(outcome.out.join("check.json"))?;
+        let tests = fs::read_to_string(outcome.out.join("tests.txt")).unwrap_or_default();
+        let ended = tests.contains("\ntest result: ") || self.only == ["-"];
+        ensure!(ended, "the tests did not come to their end: {}", outcome.out.display());
+        let account = Account::read(&check, &tests)?;
+        let failed = account.failed();
+        ensure!(failed.is_empty(), "{} failed: {}", failed.join(", "), outcome.out.display());
+        let list = Path::new(LISTS).join(format!("{name}.txt"));
+        if self.bless {
+            fs::write(&list, account.to_string())?;
+        } else {
+            let known = fs::read_to_string(&list)
+                .with_context(|| format!("{} (--bless writes it)", list.display()))?;
+            let differences = account.differences(&known, self.only.is_empty());
+            if !differences.is_empty() {
+                bail!("{} says otherwise:\n  {}", list.display(), differences.join("\n  "));
+            }
+        }
+        Ok(Verdict::Known(Box::new(outcome), account))
+    }
+
+    fn job(&self, out: &Path) -> Job {
+        let place = |program: &Path, guest: &str| (program.to_owned(), guest.to_owned());
+        let programs = &self.programs;
+        let temporary = programs.load.with_file_name("../tmp");
+        let filters = self.only.join(" ");
+        let mut script = format!("{OBSERVER} check --json >/out/check.json");
+        if self.only != ["-"] {
+            script += &format!(
+                "; mkdir -p {} && {TESTS} --test-threads=1 {filters} >/out/tests.txt 2>&1; \
+                 cp /tmp/observer-test-* /out/ 2>/dev/null; true",
+                temporary.display()
+            );
+        }
+        Job {
+            command: ["/bin/sh", "-c", &script].map(str::to_owned).to_vec(),
+            files: vec![
+                place(&programs.observer, OBSERVER),
+                place(&programs.tests, TESTS),
+                place(&programs.load, &programs.load.to_string_lossy()),
+            ],
+            env: [("OBSERVER_BIN", OBSERVER), ("OBSERVER_TEST_ROTEL", ROTEL)]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec(),
+            out: Some(out.to_owned()),
+        }
+    }
+}
+
+/// A row a kernel.
+fn table(rows: &[(String, Verdict)]) -> String {
+    let row = |(name, verdict): &(String, Verdict)| match verdict {
+        Verdict::Known(outcome, account) => format!(
+            "{name:<8} {:<30} {:<60} {:>5.0} s\n",
+            outcome.release,
+            account.sums(),
+            outcome.wall.as_secs_f64()
+        ),
+        Verdict::Wrong(why) => {
+            format!("{name:<8} WRONG: {}\n", why.lines().next().unwrap_or_default())
+        }
+        Verdict::Skipped(why) => format!("{name:<8} skipped: {why}\n"),
+    };
+    rows.iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_keep_the_order_of_the_names() {
+        let names: Vec<_> = (0..7).map(|n: u32| n.to_string()).collect();
+        for jobs in [0, 1, 3, 20] {
+            let rows = side_by_side(&names, jobs, str::to_owned);
+            assert!(rows.iter().all(|(name, result)| name == result), "{rows:?}");
+            assert_eq!(rows.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(), names);
+        }
+    }
+}
