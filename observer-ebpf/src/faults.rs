@@ -28,12 +28,14 @@ pub fn sample(ctx: &PerfEventContext, leaf_return: impl FnOnce() -> u64) {
         count(Counter::FaultsLost, 1);
         return;
     };
+    // In one place: a second one would make it a function of its own (see `build.rs`).
+    let leaf_return = leaf_return();
     let site = FaultSite { tgid: Current::get().tgid, stack_id };
     if let Some(faults) = FAULTS.get_ptr_mut(site) {
         let faults = unsafe { &mut *faults };
         faults.samples += 1;
-        faults.leaf_return = leaf_return();
-    } else if FAULTS.insert(site, Faults { samples: 1, leaf_return: leaf_return() }, 0).is_err() {
+        faults.leaf_return = leaf_return;
+    } else if FAULTS.insert(site, Faults { samples: 1, leaf_return }, 0).is_err() {
         count(Counter::FaultsLost, 1);
     }
 }

@@ -235,3 +235,29 @@ fn page_faults(program: &mut PerfEvent, period: u64) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// BPF_JMP | BPF_CALL, and BPF_PSEUDO_CALL in its source register (include/uapi/linux/bpf.h).
+    const CALL: u8 = 0x85;
+    const OWN_FUNCTION: u8 = 1;
+
+    /// See `observer-ebpf/build.rs`: on kernels before 6.5 such a program may stop the host's kernel.
+    #[test]
+    fn no_program_calls_a_function_of_its_own() {
+        for bytes in [FULL, CLASSIC] {
+            let object = aya_obj::Object::parse(bytes).expect("an object");
+            assert!(object.programs.len() > 10, "the programs are found");
+            for (name, program) in &object.programs {
+                let function = &object.functions[&program.function_key()];
+                let calls = function
+                    .instructions
+                    .iter()
+                    .filter(|insn| insn.code == CALL && insn.src_reg() == OWN_FUNCTION);
+                assert_eq!(calls.count(), 0, "{name} calls a function: memset, memcpy, or ours");
+            }
+        }
+    }
+}
