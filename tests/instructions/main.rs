@@ -94,8 +94,8 @@ const ELSEWHERE: Hook = Hook::TpBtf("mark_victim");
 
 const SWITCH: Hook = Hook::TpBtf("sched_switch");
 const STATE: Hook = Hook::TpBtf("inet_sock_set_state");
-const POLL: Hook = Hook::Entry("do_epoll_wait");
 const CALL: Hook = Hook::TpBtf("sys_enter");
+const POLL: Hook = Hook::Entry("do_epoll_wait");
 
 const CASES: &[Case] = &[
     // First, as long as no connection that was closed lingers in the table of sockets.
@@ -140,7 +140,7 @@ const CASES: &[Case] = &[
     },
     Case {
         watched: true,
-        ..case("poll of a watched loop", "epoll_wait_enter", POLL, 10_000, |_| {
+        ..case("function, poll of a watched loop", "epoll_wait_enter", POLL, 10_000, |_| {
             Ok(Box::new(Call::new(true)?))
         })
     },

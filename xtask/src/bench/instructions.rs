@@ -34,14 +34,14 @@ const BUDGETS: &[(&str, f64)] = &[
     ("switch, turn of a watched event loop", 357.0),
     ("switch, watched, no event loop", 235.0),
     ("TCP state, port not watched", 149.0),
-    ("TCP state, port watched", 329.0),
+    ("TCP state, port watched", 378.0),
     ("page fault, sampled", 1352.0),
     ("fork", 22.0),
     ("exec", 22.0),
     ("exit", 192.0),
     ("system call, no poll", 27.0),
     ("system call, poll of a watched loop", 195.0),
-    ("poll of a watched loop", 195.0),
+    ("function, poll of a watched loop", 180.0),
 ];
 
 /// Rounds of a load that differ by more than this share tell nothing about what one event adds to it.
