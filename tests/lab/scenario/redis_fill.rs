@@ -28,15 +28,15 @@ pub const SCENARIO: Scenario = Scenario {
 pub const SAVE: Scenario = Scenario {
     name: "redis-save",
     incident: "I2",
-    shows: "a BGSAVE of a Redis with huge pages, whose values change meanwhile, needs its memory twice",
+    shows: "a BGSAVE of a Redis whose values change meanwhile needs its memory twice",
     culprit: "redis-server",
     rate_unit: "MiB of changed values a second",
-    rate: 4.0,
+    rate: 16.0,
     seconds: 150,
     needs: Needs { native: Native::Never, ..NEEDS },
     ci: false,
-    fault: |stage| save(stage, 38),
-    twin: |stage| save(stage, 10),
+    fault: |stage| save(stage, 42, true),
+    twin: |stage| save(stage, 10, false),
 };
 
 const NEEDS: Needs = Needs {
@@ -85,11 +85,12 @@ fn fill(stage: &mut Stage, options: &[&str]) {
     set(stage, &mut site.client, u64::MAX);
 }
 
-/// Fills a share of the memory, saves, and changes the values while it saves.
-fn save(stage: &mut Stage, percent: u64) {
-    let huge = "/sys/kernel/mm/transparent_hugepage/enabled";
-    let always = std::fs::write(huge, "always");
-    stage.tell("huge_pages", json!({ "always": always.is_ok() }));
+/// Fills a share of the memory, saves, and changes the values while it saves. Huge pages are what an audit is to find:
+/// before Linux 5.8 one changed value copied 2 MiB, since then the page is split and 4 KiB are copied.
+fn save(stage: &mut Stage, percent: u64, huge: bool) {
+    let always = "/sys/kernel/mm/transparent_hugepage/enabled";
+    let always = huge && std::fs::write(always, "always").is_ok();
+    stage.tell("huge_pages", json!({ "always": always }));
     let mut site = site(stage, &["--save", "", "--appendonly", "no", "--disable-thp", "no"]);
     let values = procfs::host_memory().0 / 100 * percent / VALUE_BYTES as u64;
     for first in (0..values).step_by(BATCH as usize) {
