@@ -49,11 +49,11 @@ fn run(stage: &mut Stage, cache_percent: f64) {
     java.wait_line(START_LIMIT, |line| (line == "listening").then_some(()));
     let shop = Shop::open(stage, &[("BACKEND", &port)]);
     stage.culprit(&["java"], &[java.pid()]);
-    stage.health(shop.port, "/report");
     wait_until("the service is warm", START_LIMIT, || {
         answer_s(shop.port, "/report", WARM).filter(|took_s| *took_s < WARM.as_secs_f64())
     });
     let visitors = Visitors::start(shop.port, "/report", Rate::even(2.0));
+    stage.health(shop.port, "/report");
     stage.begin();
     java.send("fill");
     while stage.pause(Duration::from_secs(1)) {
