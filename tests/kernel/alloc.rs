@@ -59,7 +59,8 @@ fn growth_is_reported_as_proc_reports_it() {
 
     program.wait_line(seconds(20), |line| (line == "full").then_some(()));
     let still = agent.wait_snapshot("the end of the growth", seconds(15), |snapshot| {
-        memory_of(snapshot, pid).filter(|row| row.anon_bytes >= 400 * MIB)
+        // Before 6.2 up to 64 pages of a thread are not counted yet.
+        memory_of(snapshot, pid).filter(|row| row.anon_bytes + MIB / 2 >= 400 * MIB)
     });
     let memory = procfs::memory(pid).unwrap();
     for (what, reported, expected) in [
