@@ -208,7 +208,7 @@ impl Trial<'_> {
         let mut script = format!("{OBSERVER} check --json >/out/check.json");
         if self.only != ["-"] {
             script += &format!(
-                "; mkdir -p {} && {TESTS} --test-threads=1 {filters} >/out/tests.txt 2>&1; \
+                "; mkdir -p {} && OBSERVER_BIN={OBSERVER} OBSERVER_TEST_ROTEL={ROTEL} {TESTS} --test-threads=1 {filters} >/out/tests.txt 2>&1; \
                  cp /tmp/observer-test-* /out/ 2>/dev/null; true",
                 temporary.display()
             );
@@ -220,9 +220,7 @@ impl Trial<'_> {
                 place(&programs.tests, TESTS),
                 place(&programs.load, &programs.load.to_string_lossy()),
             ],
-            env: [("OBSERVER_BIN", OBSERVER), ("OBSERVER_TEST_ROTEL", ROTEL)]
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .to_vec(),
+            env: Vec::new(),
             out: Some(out.to_owned()),
         }
     }
