@@ -15,6 +15,7 @@ use crate::{
     run::BINARY,
     setup::{self, Purpose, Tools},
     skips::{Lack, Skip, parse, unexpected},
+    vm,
 };
 
 /// Skips that are in order, by what a machine lacks.
@@ -67,6 +68,7 @@ fn stages(report: &mut Report) -> Result<()> {
         }
         watch(kernel.args(["--", "--nocapture", "--test-threads=1"]), skips, print_line)
     })?;
+    report.stage("other kernels", |_| vm::programs())?;
     judge(&report.skips)
 }
 

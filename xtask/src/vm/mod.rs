@@ -33,6 +33,7 @@ pub(crate) use self::{
     console::Ended,
     disk::path_with_pm2,
     kernels::Name,
+    matrix::programs,
 };
 
 /// Room for what a job leaves in `/out`; the file is sparse.

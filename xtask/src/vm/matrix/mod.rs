@@ -106,6 +106,14 @@ pub(crate) fn matrix(args: &Matrix) -> Result<()> {
     Ok(())
 }
 
+/// The part of it that every test run has: each program on each kernel, without the tests.
+///
+/// # Errors
+/// As [`matrix`].
+pub(crate) fn programs() -> Result<()> {
+    matrix(&Matrix { kernels: Vec::new(), only: vec!["-".to_owned()], bless: false, jobs: 2 })
+}
+
 fn build(tools: &Tools) -> Result<Programs> {
     run(&mut tools.cargo(&["build", "--release", "--package", "observer"]))?;
     let args = ["test", "--no-run", "--package", "observer-tests", "--test", "kernel"];
@@ -188,6 +196,7 @@ impl Trial<'_> {
         ensure!(failed.is_empty(), "{} failed: {}", failed.join(", "), outcome.out.display());
         let list = Path::new(LISTS).join(format!("{name}.txt"));
         if self.bless {
+            fs::create_dir_all(LISTS)?;
             fs::write(&list, account.to_string())?;
         } else {
             let known = fs::read_to_string(&list)
@@ -208,7 +217,8 @@ impl Trial<'_> {
         let mut script = format!("{OBSERVER} check --json >/out/check.json");
         if self.only != ["-"] {
             script += &format!(
-                "; mkdir -p {} && OBSERVER_BIN={OBSERVER} OBSERVER_TEST_ROTEL={ROTEL} {TESTS} --test-threads=1 {filters} >/out/tests.txt 2>&1; \
+                "; mkdir -p {} && OBSERVER_BIN={OBSERVER} \
+                 OBSERVER_TEST_ROTEL={ROTEL} {TESTS} --test-threads=1 {filters} >/out/tests.txt 2>&1; \
                  cp /tmp/observer-test-* /out/ 2>/dev/null; true",
                 temporary.display()
             );
@@ -220,8 +230,8 @@ impl Trial<'_> {
                 place(&programs.tests, TESTS),
                 place(&programs.load, &programs.load.to_string_lossy()),
             ],
-            env: Vec::new(),
             out: Some(out.to_owned()),
+            ..Job::default()
         }
     }
 }
