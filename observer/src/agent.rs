@@ -292,13 +292,14 @@ impl Loop {
             self.sampler.name(&request, response);
         }
         self.sampler.tick(ends);
-        let batch = Arc::new(self.sampler.take_batch(points));
-        self.lines.offer(Arc::clone(&batch));
-        self.offer(Arc::clone(&batch));
         let recorder = self.recorder.as_ref();
         let unrecorded = recorder.map(Recorder::losses).unwrap_or_default();
         let losses = [self.handle.losses(), vec![self.lines.loss()], unrecorded].concat();
-        let snapshot = Arc::new(self.sampler.snapshot(self.handle.status(), losses));
+        let mut snapshot = self.sampler.snapshot(self.handle.status(), losses);
+        self.sampler.judge(&mut snapshot, ends);
+        let (snapshot, batch) = (Arc::new(snapshot), Arc::new(self.sampler.take_batch(points)));
+        self.lines.offer(Arc::clone(&batch));
+        self.offer(Arc::clone(&batch));
         if let Some(recorder) = recorder {
             recorder.offer(Arc::clone(&snapshot), batch);
         }

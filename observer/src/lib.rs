@@ -5,6 +5,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod detect;
 pub mod dns;
 pub mod export;
 pub mod files;

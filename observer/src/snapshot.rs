@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    detect,
     identity::Process,
     signal::{alloc, oom, sched, tcp},
 };
@@ -36,6 +37,9 @@ pub struct Snapshot {
     pub tcp: tcp::View,
     /// Scheduler and event-loop stalls.
     pub sched: sched::View,
+    /// Findings.
+    #[serde(default)]
+    pub detect: detect::View,
     /// Identity of every process that a row names, by pid.
     pub processes: BTreeMap<u32, Arc<Process>>,
     /// The observer itself.

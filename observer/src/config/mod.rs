@@ -158,11 +158,12 @@ pub const DNS: Setting = Setting {
     help: "where answers of name servers are read, to know databases by name: on interfaces with a default route, or on all, loopback included (which costs a Redis on it 1 to 2 % a request)",
 };
 
-/// Every setting of the program: the general ones, then those of each signal.
+/// Every setting of the program: the general ones, those of each signal, those of each kind of finding.
 pub fn all_settings() -> Vec<&'static [Setting]> {
     [SETTINGS, crate::export::settings::SETTINGS, crate::record::SETTINGS]
         .into_iter()
         .chain(crate::signal::ALL.iter().map(|signal| signal.settings))
+        .chain(crate::detect::ALL.iter().map(|kind| kind.settings))
         .collect()
 }
 

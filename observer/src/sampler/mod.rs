@@ -23,6 +23,7 @@ pub use self::clock::now;
 use self::{record::Fold, rows::Rows, usage::Usage, watch::HOLDERS_RETRY_NS};
 use crate::{
     config::{self, Config},
+    detect::Detect,
     dns::{Names, parse_answer},
     files::Files,
     host::Info,
@@ -97,6 +98,7 @@ pub struct Sampler {
     oom: Oom,
     tcp: Tcp,
     sched: Sched,
+    detect: Detect,
     watchlist: Watchlist,
     /// Processes that listen, by the last table of holders and the records since.
     listeners: BTreeSet<u32>,
@@ -147,6 +149,7 @@ impl Sampler {
             oom: Oom::new(oom::Limits::new(config), page_bytes),
             tcp: Tcp::new(tcp_limits),
             sched: Sched::new(options.gap_threshold.as_nanos() as u64),
+            detect: Detect::new(config),
             watchlist: Watchlist::default(),
             listeners: BTreeSet::new(),
             watch_names: config.list(&sched::WATCH).to_vec(),

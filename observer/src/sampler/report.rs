@@ -4,8 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use observer_abi::Counter;
 
-use super::{Sampler, clock::now};
+use super::{
+    Sampler,
+    clock::{self, now},
+};
 use crate::{
+    detect,
     host::cgroup::Cgroups,
     snapshot::{Exporter, Health, Loss, Snapshot, VERSION},
 };
@@ -19,11 +23,12 @@ impl Sampler {
             time_unix_ns: now.unix_ns,
             host_name: self.info.host_name.clone(),
             kernel: self.info.kernel.clone(),
-            uptime_ns: now.unix_ns.saturating_sub(self.info.boot_unix_ns),
+            uptime_ns: clock::boottime_ns(),
             alloc: self.alloc.view(),
             oom: self.oom.view(),
             tcp: self.tcp.view(),
             sched: self.sched.view(),
+            detect: detect::View::default(),
             processes: BTreeMap::new(),
             health: Health {
                 programs: self.programs(),
@@ -44,6 +49,12 @@ impl Sampler {
         let known = pids.into_iter().filter_map(|pid| Some((pid, self.who.0.get(pid, None)?)));
         snapshot.processes = known.collect();
         snapshot
+    }
+
+    /// Judges the snapshot and puts what is found into it. `ends` at the last tick.
+    pub fn judge(&mut self, snapshot: &mut Snapshot, ends: bool) {
+        self.detect.tick(snapshot, ends, &mut self.output);
+        snapshot.detect = self.detect.view().clone();
     }
 
     fn losses(&self) -> Vec<Loss> {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use crate::{
+    detect::{self, Finding, Group, Level, Link, Party, Undecided, evidence},
     identity::{Pm2, Process},
     signal::{
         alloc::{self, AllocationStack, ProcessMemory},
@@ -48,11 +49,50 @@ pub(crate) fn snapshot() -> Snapshot {
         oom: oom(),
         tcp: tcp(),
         sched: sched(),
+        detect: detect(),
         processes: [node, postgres]
             .into_iter()
             .map(|process| (process.pid, Arc::new(process)))
             .collect(),
         health: health(),
+    }
+}
+
+fn detect() -> detect::View {
+    let leak = Finding {
+        id: "memory.exhaustion/host/1".into(),
+        kind: "memory.exhaustion".into(),
+        level: Level::Critical,
+        since_unix_ns: 1_795_221_100 * SECOND,
+        level_since_unix_ns: 1_795_221_150 * SECOND,
+        subject: "host".into(),
+        culprit: Some(Party {
+            group: Group::Process,
+            name: "node".into(),
+            pid: Some(4711),
+            pids: vec![4711],
+            share_ratio: 0.92,
+            title: "node 4711 (PM2 app api, worker 3)".into(),
+        }),
+        victims: vec![Party { name: "sshd".into(), title: "sshd 700".into(), ..Party::default() }],
+        evidence: vec![evidence("memory_available", 2e8, "By", "/proc/meminfo")],
+        time_left_seconds: Some(95.0),
+        message: "memory is gone in 95 s: node 4711 grows by 2 MiB/s".into(),
+        advice: "restart the worker".into(),
+        links: vec![Link { trace_id: "0af7".into(), span_id: "b7ad".into() }],
+        hazard: false,
+    };
+    let undecided = Undecided {
+        kind: "sched.steal".into(),
+        subject: "host".into(),
+        reason: "less than a minute of history".into(),
+    };
+    detect::View {
+        cleared: vec![Finding { level: Level::Watch, ..leak.clone() }],
+        findings: vec![leak],
+        undecided: vec![undecided],
+        raised: 2,
+        dropped: 0,
     }
 }
 

@@ -4,6 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use observer_abi::{
     Counter,
+    alloc::TASK_KERNEL,
     oom::{Kill, Reclaim},
 };
 
@@ -25,6 +26,8 @@ use crate::{
 const MAX_KILLS: usize = 16;
 /// Reclaimers shown.
 const MAX_RECLAIMERS: usize = 64;
+/// Kernel threads that reclaim, compact, and make huge pages.
+const RECLAIM_THREADS: [&[u8]; 3] = [b"kswapd", b"kcompactd", b"khugepaged"];
 /// A control group's limit is told again after this time.
 const LIMIT_REPEAT: Duration = Duration::from_secs(10);
 
@@ -36,6 +39,9 @@ pub struct Oom {
     headroom: Headroom,
     episode: Episode,
     refaults: Option<u64>,
+    major_faults: Option<u64>,
+    /// Time on a CPU of the kernel threads that reclaim, at the last tick.
+    reclaim_cpu_ns: Option<u64>,
     kswapd_sleeps: u64,
     triggers: u64,
     /// Limit hits of a control group as last told, and when.
@@ -54,6 +60,8 @@ impl Oom {
             headroom: Headroom::default(),
             episode: Episode::default(),
             refaults: None,
+            major_faults: None,
+            reclaim_cpu_ns: None,
             kswapd_sleeps: 0,
             triggers: 0,
             cgroups: HashMap::new(),
@@ -146,6 +154,7 @@ impl Oom {
         self.pressure(readings, ends, out);
         self.cgroups(readings.cgroups, readings.now, out);
         self.reclaimers(readings, who);
+        self.reclaim_cpu(readings);
         let counters = &readings.counters;
         let view = &mut self.view;
         // kswapd wakes up once for each balancing but may begin the next one without having slept: the counts do not match.
@@ -166,6 +175,12 @@ impl Oom {
             let pages = refaults.saturating_sub(before);
             view.refault_per_second = per_second(pages as f64, readings.elapsed_ns);
         }
+        let faults = readings.vmstat.major_faults;
+        if faults > 0 {
+            let before = self.major_faults.replace(faults).unwrap_or(faults);
+            view.major_faults_per_second =
+                per_second(faults.saturating_sub(before) as f64, readings.elapsed_ns);
+        }
         view.refault_ratio = view.refault_per_second / readings.vmstat.file_lru_pages.max(1) as f64;
     }
 
@@ -182,6 +197,12 @@ impl Oom {
         view.memory_available_bytes = memory.available_bytes;
         view.swap_total_bytes = memory.swap_total_bytes;
         view.swap_free_bytes = memory.swap_free_bytes;
+        view.file_lru_bytes = memory.file_lru_bytes;
+        view.anon_bytes = memory.anon_bytes;
+        view.shmem_bytes = memory.shmem_bytes;
+        view.slab_unreclaimable_bytes = memory.slab_unreclaimable_bytes;
+        view.page_table_bytes = memory.page_table_bytes;
+        view.committed_bytes = memory.committed_bytes;
         view.headroom_bytes = available.saturating_sub(floor);
         self.headroom.add(readings.now.ktime_ns, available);
         view.exhaustion_seconds =
@@ -272,6 +293,17 @@ impl Oom {
                 pages: sum.pages,
             })
             .collect();
+    }
+
+    /// CPU time of the kernel threads that make room.
+    fn reclaim_cpu(&mut self, readings: &Readings<'_>) {
+        let reclaims = |comm: &[u8]| RECLAIM_THREADS.iter().any(|name| comm.starts_with(name));
+        let kernel = readings.tasks.iter().filter(|row| row.flags & TASK_KERNEL != 0);
+        let sum = kernel.filter(|row| reclaims(&row.comm)).map(|row| row.on_cpu_ns);
+        let cpu_ns = sum.fold(0, u64::saturating_add);
+        let before = self.reclaim_cpu_ns.replace(cpu_ns).unwrap_or(cpu_ns);
+        self.view.reclaim_cpu_ratio =
+            per_second(cpu_ns.saturating_sub(before) as f64 / 1e9, readings.elapsed_ns);
     }
 
     /// Metric points of the present view.

@@ -39,6 +39,30 @@ pub struct View {
     pub refault_per_second: f64,
     /// Refaults per second divided by the pages of the file LRU lists.
     pub refault_ratio: f64,
+    /// Pages of files on the LRU lists: what reclaim can take first.
+    #[serde(default)]
+    pub file_lru_bytes: u64,
+    /// Anonymous pages (AnonPages).
+    #[serde(default)]
+    pub anon_bytes: u64,
+    /// Shared memory and tmpfs (Shmem).
+    #[serde(default)]
+    pub shmem_bytes: u64,
+    /// Kernel objects that reclaim cannot take (SUnreclaim).
+    #[serde(default)]
+    pub slab_unreclaimable_bytes: u64,
+    /// Page tables of all processes (PageTables).
+    #[serde(default)]
+    pub page_table_bytes: u64,
+    /// Memory that processes were promised (Committed_AS).
+    #[serde(default)]
+    pub committed_bytes: u64,
+    /// Page faults that had to read from disk, per second.
+    #[serde(default)]
+    pub major_faults_per_second: f64,
+    /// Cores that kswapd, kcompactd and khugepaged used over the last second.
+    #[serde(default)]
+    pub reclaim_cpu_ratio: f64,
     /// Processes that reclaimed, the longest first.
     pub reclaimers: Vec<Reclaimer>,
     /// Memory cgroups of watched processes and of those near their limit.

@@ -1,0 +1,120 @@
+//! Findings: what precedes a hang, who causes it, and how long is left. Pure functions over snapshots, so that a recording
+//! and a live host give the same findings.
+//!
+//! A detector ([`Detector`]) looks at each snapshot and judges subjects: clear, firing at a level, or undecided.
+//! `track` makes findings of that, with hysteresis; `incident` makes one trace of those that belong together; `tell` makes
+//! the events. [`ALL`] is the one list that export, `top`, docs and config read. A new kind: a file with a detector and its
+//! [`Kind`], and a line in [`ALL`].
+
+mod finding;
+mod incident;
+mod judgement;
+pub mod party;
+mod tell;
+#[cfg(test)]
+mod tests;
+mod track;
+mod uplink;
+
+pub use self::{
+    finding::{
+        Evidence, Finding, Group, Level, Link, MAX_PIDS, Party, Quality, Undecided, View, evidence,
+    },
+    judgement::{Detector, Judgement, Kind, Seen, State},
+    tell::{CLEARED, FINDING},
+};
+use self::{
+    incident::Incident,
+    track::{Change, Instant, Tracks},
+};
+use crate::{config::Config, signal::Output, snapshot::Snapshot};
+
+/// Findings raised at once, over all kinds; what is beyond is counted.
+pub const MAX_FINDINGS: usize = 256;
+
+/// Findings remembered after they were cleared.
+pub const MAX_CLEARED: usize = 32;
+
+/// Reasons kept why something cannot be judged.
+const MAX_UNDECIDED: usize = 64;
+
+/// All kinds of findings; the order is the order of the docs.
+pub const ALL: &[&Kind] = &[&uplink::HELD, &uplink::BLIND];
+
+/// All detectors and what they have found.
+pub struct Detect {
+    detectors: Vec<(&'static Kind, Box<dyn Detector>)>,
+    tracks: Tracks,
+    incident: Incident,
+    before_ns: u64,
+    view: View,
+    judgements: Vec<Judgement>,
+}
+
+impl Detect {
+    /// With nothing found yet.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            detectors: ALL.iter().map(|kind| (*kind, (kind.detector)(config))).collect(),
+            tracks: Tracks::default(),
+            incident: Incident::default(),
+            before_ns: 0,
+            view: View::default(),
+            judgements: Vec::new(),
+        }
+    }
+
+    /// Looks at a snapshot: what changed goes out as events, an incident that is over as spans. `ends` at the last tick.
+    pub fn tick(&mut self, snapshot: &Snapshot, ends: bool, out: &mut Output) {
+        let now_ns = snapshot.uptime_ns;
+        let elapsed_ns =
+            if self.before_ns == 0 { 0 } else { now_ns.saturating_sub(self.before_ns) };
+        self.before_ns = now_ns;
+        let seen = Seen { snapshot, now_ns, elapsed_ns };
+        let at = Instant { boot_ns: now_ns, unix_ns: snapshot.time_unix_ns };
+        self.tracks.begin();
+        self.view.undecided.clear();
+        let mut changes = Vec::new();
+        for (kind, detector) in &mut self.detectors {
+            detector.look(&seen, &mut self.judgements);
+            for judgement in self.judgements.drain(..) {
+                if let State::Undecided(reason) = &judgement.state
+                    && self.view.undecided.len() < MAX_UNDECIDED
+                {
+                    self.view.undecided.push(Undecided {
+                        kind: kind.name.to_owned(),
+                        subject: judgement.subject.clone(),
+                        reason: reason.to_string(),
+                    });
+                }
+                changes.extend(self.tracks.take(kind, judgement, at));
+            }
+            changes.extend(self.tracks.end(kind, at));
+        }
+        for (finding, change) in changes {
+            self.tell(&finding, &change, snapshot, out);
+        }
+        self.view.findings = self.tracks.findings();
+        for finding in self.view.findings.iter().filter(|finding| !finding.hazard) {
+            self.incident.take(finding);
+        }
+        self.incident.tick(at, ends, out);
+        self.view.raised = self.tracks.raised;
+        self.view.dropped = self.tracks.dropped;
+    }
+
+    /// What the snapshot shows.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    fn tell(&mut self, finding: &Finding, change: &Change, snapshot: &Snapshot, out: &mut Output) {
+        let context = if finding.hazard { None } else { self.incident.take(finding) };
+        out.event(tell::event(finding, change, snapshot, context));
+        if *change == Change::Cleared {
+            self.incident.end(finding, snapshot.time_unix_ns);
+            self.view.cleared.insert(0, finding.clone());
+            self.view.cleared.truncate(MAX_CLEARED);
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! From judgements to findings: a level is told when it has held, and cleared when it has been gone; in between nobody is
+//! told twice. What cannot be judged stays as it is.
+
+use std::collections::BTreeMap;
+
+use super::{Finding, Judgement, Kind, Level, MAX_FINDINGS, State};
+
+/// A finding that cannot be judged any more is cleared after this time: better no word than one of yesterday.
+const UNDECIDED_NS: u64 = 600_000_000_000;
+
+/// A new culprit is told again no sooner than this after the last word.
+const RETELL_NS: u64 = 10_000_000_000;
+
+/// What became of a finding at this tick.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Change {
+    /// It is new.
+    Raised,
+    /// It has another level than before.
+    Level(Level),
+    /// It has another culprit than was told before.
+    Culprit,
+    /// It is over.
+    Cleared,
+}
+
+/// One subject of one kind.
+#[derive(Debug, Default)]
+struct Track {
+    /// Since when each level has been reached without a break; by [`Level`].
+    reached_ns: [Option<u64>; 4],
+    /// Since when less than the told level is the case.
+    below_ns: Option<u64>,
+    undecided_ns: Option<u64>,
+    told_ns: u64,
+    told_culprit: Option<u32>,
+    finding: Option<Finding>,
+    round: u64,
+}
+
+/// All subjects of all kinds.
+#[derive(Debug, Default)]
+pub(super) struct Tracks {
+    tracks: BTreeMap<(&'static str, String), Track>,
+    round: u64,
+    pub(super) raised: u64,
+    pub(super) dropped: u64,
+}
+
+/// One instant on both clocks: since boot, and Unix.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Instant {
+    pub(super) boot_ns: u64,
+    pub(super) unix_ns: u64,
+}
+
+impl Tracks {
+    /// Begins a tick.
+    pub(super) fn begin(&mut self) {
+        self.round += 1;
+    }
+
+    /// Takes what a detector says of one subject.
+    pub(super) fn take(
+        &mut self,
+        kind: &'static Kind,
+        judgement: Judgement,
+        at: Instant,
+    ) -> Option<(Finding, Change)> {
+        let key = (kind.name, judgement.subject.clone());
+        let idle = !matches!(judgement.state, State::Firing(_));
+        if !self.tracks.contains_key(&key) && (idle || self.tracks.len() >= MAX_FINDINGS) {
+            self.dropped += u64::from(!idle);
+            return None;
+        }
+        let track = self.tracks.entry(key).or_default();
+        track.round = self.round;
+        let change = track.step(kind, judgement, at)?;
+        self.raised += u64::from(change.1 == Change::Raised);
+        Some(change)
+    }
+
+    /// Ends the tick for a kind: subjects that were not mentioned are clear.
+    pub(super) fn end(&mut self, kind: &'static Kind, at: Instant) -> Vec<(Finding, Change)> {
+        let round = self.round;
+        let mut changes = Vec::new();
+        let of_kind = |key: &(&'static str, String)| key.0 == kind.name;
+        for (key, track) in self.tracks.iter_mut().filter(|(key, _)| of_kind(key)) {
+            if track.round != round {
+                let clear = Judgement { subject: key.1.clone(), ..Judgement::default() };
+                changes.extend(track.step(kind, clear, at));
+            }
+        }
+        let forgotten =
+            |track: &Track| track.finding.is_none() && track.reached_ns.iter().all(Option::is_none);
+        self.tracks.retain(|key, track| !of_kind(key) || !forgotten(track));
+        changes
+    }
+
+    /// What is raised now, the most urgent first.
+    pub(super) fn findings(&self) -> Vec<Finding> {
+        let mut findings: Vec<Finding> =
+            self.tracks.values().filter_map(|track| track.finding.clone()).collect();
+        findings.sort_by(|a, b| (b.level, a.since_unix_ns).cmp(&(a.level, b.since_unix_ns)));
+        findings
+    }
+}
+
+impl Track {
+    fn step(
+        &mut self,
+        kind: &Kind,
+        judgement: Judgement,
+        at: Instant,
+    ) -> Option<(Finding, Change)> {
+        let level = match &judgement.state {
+            State::Undecided(_) => {
+                let since_ns = *self.undecided_ns.get_or_insert(at.boot_ns);
+                let stale = at.boot_ns.saturating_sub(since_ns) >= UNDECIDED_NS;
+                return stale.then(|| self.clear()).flatten();
+            }
+            State::Clear => None,
+            State::Firing(level) => Some(*level),
+        };
+        self.undecided_ns = None;
+        let held = self.held(kind, level, at);
+        match (&mut self.finding, held) {
+            (None, None) => None,
+            (None, Some(held)) => {
+                let finding =
+                    self.finding.insert(raised(kind, held, &judgement, at, self.reached_ns[0]));
+                (self.told_ns, self.told_culprit) = (at.boot_ns, culprit_pid(finding));
+                Some((finding.clone(), Change::Raised))
+            }
+            (Some(finding), held) => {
+                let told = finding.level;
+                if level.is_some_and(|level| level >= told) {
+                    self.below_ns = None;
+                }
+                if level.is_some() {
+                    describe(finding, judgement);
+                }
+                if let Some(held) = held.filter(|held| *held > told) {
+                    return self.tell(held, at);
+                }
+                if level.is_some_and(|level| level >= told) {
+                    return self.retell(at);
+                }
+                let since_ns = *self.below_ns.get_or_insert(at.boot_ns);
+                if at.boot_ns.saturating_sub(since_ns) < kind.clear.as_nanos() as u64 {
+                    return None;
+                }
+                self.below_ns = None;
+                match level {
+                    Some(level) => self.tell(level, at),
+                    None => self.clear(),
+                }
+            }
+        }
+    }
+
+    /// The highest level that has held long enough.
+    fn held(&mut self, kind: &Kind, level: Option<Level>, at: Instant) -> Option<Level> {
+        let raise_ns = kind.raise.as_nanos() as u64;
+        let mut held = None;
+        for (reached_ns, candidate) in self.reached_ns.iter_mut().zip(Level::ALL) {
+            if level.is_none_or(|level| level < candidate) {
+                *reached_ns = None;
+                continue;
+            }
+            let since_ns = *reached_ns.get_or_insert(at.boot_ns);
+            if at.boot_ns.saturating_sub(since_ns) >= raise_ns {
+                held = Some(candidate);
+            }
+        }
+        held
+    }
+
+    fn tell(&mut self, level: Level, at: Instant) -> Option<(Finding, Change)> {
+        let finding = self.finding.as_mut()?;
+        let before = std::mem::replace(&mut finding.level, level);
+        finding.level_since_unix_ns = at.unix_ns;
+        (self.told_ns, self.told_culprit) = (at.boot_ns, culprit_pid(finding));
+        Some((finding.clone(), Change::Level(before)))
+    }
+
+    /// A culprit that was not known before, or is another now, is worth a word.
+    fn retell(&mut self, at: Instant) -> Option<(Finding, Change)> {
+        let finding = self.finding.as_ref()?;
+        let culprit = culprit_pid(finding);
+        let due = at.boot_ns.saturating_sub(self.told_ns) >= RETELL_NS;
+        if culprit.is_none() || culprit == self.told_culprit || !due {
+            return None;
+        }
+        (self.told_ns, self.told_culprit) = (at.boot_ns, culprit);
+        Some((finding.clone(), Change::Culprit))
+    }
+
+    fn clear(&mut self) -> Option<(Finding, Change)> {
+        self.reached_ns = [None; 4];
+        self.undecided_ns = None;
+        Some((self.finding.take()?, Change::Cleared))
+    }
+}
+
+fn culprit_pid(finding: &Finding) -> Option<u32> {
+    finding.culprit.as_ref().and_then(|party| party.pid)
+}
+
+/// It began when the lowest level was reached, not when that had held.
+fn raised(
+    kind: &Kind,
+    level: Level,
+    judgement: &Judgement,
+    at: Instant,
+    reached_ns: Option<u64>,
+) -> Finding {
+    let held_ns = reached_ns.map_or(0, |reached_ns| at.boot_ns.saturating_sub(reached_ns));
+    let mut finding = Finding {
+        id: format!("{}/{}/{}", kind.name, judgement.subject, at.unix_ns),
+        kind: kind.name.to_owned(),
+        level,
+        since_unix_ns: at.unix_ns.saturating_sub(held_ns),
+        level_since_unix_ns: at.unix_ns,
+        hazard: kind.hazard,
+        ..Finding::default()
+    };
+    describe(&mut finding, judgement.clone());
+    finding
+}
+
+/// Brings a finding's words and numbers up to date. A culprit that was known is kept while nobody else is named.
+fn describe(finding: &mut Finding, judgement: Judgement) {
+    finding.subject = judgement.subject;
+    finding.culprit = judgement.culprit.or(finding.culprit.take());
+    finding.victims = judgement.victims;
+    finding.evidence = judgement.evidence;
+    finding.time_left_seconds = judgement.time_left_seconds;
+    finding.message = judgement.message;
+    finding.advice = judgement.advice;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::detect::judgement::Never;
+
+    static KIND: Kind = Kind {
+        name: "test.kind",
+        signal: "oom",
+        help: "",
+        reason: "",
+        raise: Duration::from_secs(2),
+        clear: Duration::from_secs(5),
+        hazard: false,
+        settings: &[],
+        detector: |_| Box::new(Never),
+    };
+
+    /// Levels a second: `.` clear, `w` WATCH, `W` WARN, `C` CRITICAL, `?` undecided; changes as `second:what`.
+    #[track_caller]
+    fn check(levels: &str, expect: &str) {
+        let mut tracks = Tracks::default();
+        let mut told = Vec::new();
+        for (second, letter) in levels.chars().enumerate() {
+            let boot_ns = second as u64 * 1_000_000_000;
+            let at = Instant { boot_ns, unix_ns: boot_ns };
+            tracks.begin();
+            let state = match letter {
+                'w' => State::Firing(Level::Watch),
+                'W' => State::Firing(Level::Warn),
+                'C' => State::Firing(Level::Critical),
+                '?' => State::Undecided("why".into()),
+                _ => State::Clear,
+            };
+            let judgement = Judgement { subject: "host".into(), state, ..Judgement::default() };
+            let change = tracks.take(&KIND, judgement, at);
+            for (finding, change) in change.into_iter().chain(tracks.end(&KIND, at)) {
+                let what = match change {
+                    Change::Raised | Change::Level(_) => finding.level.text(),
+                    Change::Culprit => "culprit",
+                    Change::Cleared => "clear",
+                };
+                told.push(format!("{second}:{what}"));
+            }
+        }
+        assert_eq!(told.join(" "), expect, "{levels}");
+    }
+
+    #[test]
+    fn a_level_must_hold_before_it_is_told() {
+        check("WW.WW.WW.", "");
+        check("WWW", "2:WARN");
+        check("wwWWW", "2:WATCH 4:WARN");
+        check("WWCCWW", "2:WARN");
+        check("CCC", "2:CRITICAL");
+    }
+
+    #[test]
+    fn it_must_be_gone_for_a_while_before_it_is_cleared() {
+        check("WWW....W....", "2:WARN");
+        check("WWW......", "2:WARN 8:clear");
+        check("CCCWWWWWW", "2:CRITICAL 8:WARN");
+        check("WWW......WWW", "2:WARN 8:clear 11:WARN");
+    }
+
+    #[test]
+    fn what_cannot_be_seen_stays_as_it_is() {
+        check("WWW????????????", "2:WARN");
+        check("????", "");
+        check(&format!("WWW{}", "?".repeat(700)), "2:WARN 603:clear");
+    }
+
+    #[test]
+    fn subjects_are_bounded_and_counted() {
+        let mut tracks = Tracks::default();
+        tracks.begin();
+        let at = Instant { boot_ns: 0, unix_ns: 0 };
+        for subject in 0..MAX_FINDINGS + 3 {
+            let state = State::Firing(Level::Warn);
+            let judgement =
+                Judgement { subject: subject.to_string(), state, ..Judgement::default() };
+            tracks.take(&KIND, judgement, at);
+        }
+        assert_eq!((tracks.tracks.len(), tracks.dropped), (MAX_FINDINGS, 3));
+    }
+}
