@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Detector, Evidence, Judgement, Kind, Level, Seen, State, evidence};
+use super::{Detector, Evidence, Judgement, Kind, Level, Party, Seen, State, evidence, party};
 use crate::{
     config::{self, Config, Setting},
     snapshot::{Exporter, Verdict},
@@ -85,6 +85,10 @@ impl Detector for Held {
             found.push(Judgement {
                 subject: exporter.destination.clone(),
                 state,
+                culprit: Some(Party {
+                    name: exporter.name.clone(),
+                    ..party::peer(&exporter.destination)
+                }),
                 evidence: [("queued", exporter.queued), ("dropped", exporter.dropped)]
                     .map(|(name, count)| evidence(name, count as f64, "1", "exporter"))
                     .into(),

@@ -19,7 +19,8 @@ pub(super) struct Score {
     pub(super) warned_s: Option<f64>,
     /// Findings of any level.
     pub(super) findings: usize,
-    /// Findings of WARN or worse that name somebody else, or come before the fault, or on a twin.
+    /// Findings of WARN or worse that name somebody else, or come before the fault, or on a twin. One that names nobody
+    /// (a symptom) is neither right nor wrong.
     pub(super) false_alarms: usize,
     /// What the agent's signals showed, as long as nobody judges: what and when.
     pub(super) signals: Vec<(String, f64)>,
@@ -64,6 +65,9 @@ pub(super) fn score(run: &Timeline) -> Option<Score> {
     let twin = run.header["twin"] == true;
     let alarms: Vec<_> = run.of("agent", "finding").filter(|event| is_alarm(event)).collect();
     let right = |event: &Event| !twin && event.t_s >= fault_s && culprits.has(event);
+    let is_false = |event: &&&Event| {
+        twin || event.t_s < fault_s || (Culprits::are_named(event) && !culprits.has(event))
+    };
     Some(Score {
         twin,
         hang: hang(run, fault_s),
@@ -71,7 +75,7 @@ pub(super) fn score(run: &Timeline) -> Option<Score> {
         failed_s: run.of("witness", "first_failed_request").next().map(since),
         warned_s: alarms.iter().find(|event| right(event)).map(|event| since(event)),
         findings: run.of("agent", "finding").count(),
-        false_alarms: alarms.iter().filter(|event| !right(event)).count(),
+        false_alarms: alarms.iter().filter(|event| is_false(event)).count(),
         signals: signals(run, fault_s, &culprits),
         witness: witness(run),
     })
@@ -80,7 +84,7 @@ pub(super) fn score(run: &Timeline) -> Option<Score> {
 /// Whether a finding is WARN or worse. A level that is not known counts: better a false alarm than one that is not seen.
 fn is_alarm(event: &Event) -> bool {
     let level = event.text("level").to_ascii_lowercase();
-    !["info", "notice", "debug", "clear"].contains(&level.as_str())
+    !["info", "notice", "debug", "clear", "watch"].contains(&level.as_str())
 }
 
 fn hang(run: &Timeline, fault_s: f64) -> Option<Hang> {
@@ -112,6 +116,11 @@ impl Culprits {
             pids: list("pids").filter_map(Value::as_u64).collect(),
             names: list("names").filter_map(name).collect(),
         }
+    }
+
+    /// Whether a finding names anybody.
+    fn are_named(event: &Event) -> bool {
+        !event.values["culprit_pid"].is_null() || !event.text("culprit_name").is_empty()
     }
 
     /// A pid decides where there is one: an innocent process may have the culprit's name.
@@ -184,6 +193,8 @@ mod tests {
             finding(24, "WARN", r#""culprit_pid":8,"culprit_name":"node""#),
             finding(25, "WARN", r#""culprit_name":"node""#),
             finding(26, "CRITICAL", r#""culprit_pid":7"#),
+            finding(27, "WARN", r#""kind":"host.responsiveness""#),
+            finding(28, "WATCH", r#""culprit_pid":8"#),
             FAILED.to_owned(),
         ];
         let score = scored(false, &events.join("\n"));
@@ -191,7 +202,7 @@ mod tests {
             (score.warned_s, score.failed_s, score.lead_s()),
             (Some(5.0), Some(25.0), Some(20.0))
         );
-        assert_eq!((score.findings, score.false_alarms), (4, 1));
+        assert_eq!((score.findings, score.false_alarms), (6, 1));
     }
 
     #[test]
