@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     detect,
     identity::Process,
-    signal::{alloc, oom, sched, tcp},
+    signal::{alloc, limit, oom, sched, tcp},
 };
 
 /// Version of the JSON form; raised when a field changes its meaning or goes away.
@@ -40,6 +40,9 @@ pub struct Snapshot {
     /// Findings.
     #[serde(default)]
     pub detect: detect::View,
+    /// How full everything is that has a bound.
+    #[serde(default)]
+    pub limit: limit::View,
     /// Identity of every process that a row names, by pid.
     pub processes: BTreeMap<u32, Arc<Process>>,
     /// The observer itself.

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     detect,
     host::cgroup::Cgroups,
+    signal::limit,
     snapshot::{Exporter, Health, Loss, Snapshot, VERSION},
 };
 
@@ -29,6 +30,7 @@ impl Sampler {
             tcp: self.tcp.view(),
             sched: self.sched.view(),
             detect: detect::View::default(),
+            limit: limit::View::default(),
             processes: BTreeMap::new(),
             health: Health {
                 programs: self.programs(),

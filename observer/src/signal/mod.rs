@@ -1,6 +1,7 @@
 //! The four signals, each in the file or folder of its name, and the registry that export, `top`, docs and config read.
 
 pub mod alloc;
+pub mod limit;
 pub mod oom;
 pub mod sched;
 pub mod tcp;

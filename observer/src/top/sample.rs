@@ -7,7 +7,8 @@ use crate::{
     detect::{self, Finding, Group, Level, Link, Party, Undecided, evidence},
     identity::{Pm2, Process},
     signal::{
-        alloc::{self, AllocationStack, ProcessMemory},
+        alloc::{self, AllocationStack, Failure, ProcessMemory},
+        limit::{self, Bound, Facts, Host, Jvm, Node, Pm2Daemon, Postgres, Redis, Runtime},
         oom::{self, MemoryCgroup, OomKill, Pressure, Reclaimer},
         sched::{self, BlockedTask, CpuCgroup, EventLoop, Thread},
         tcp::{self, Activity, Connection, Endpoint},
@@ -50,6 +51,7 @@ pub(crate) fn snapshot() -> Snapshot {
         tcp: tcp(),
         sched: sched(),
         detect: detect(),
+        limit: limit(),
         processes: [node, postgres]
             .into_iter()
             .map(|process| (process.pid, Arc::new(process)))
@@ -127,6 +129,14 @@ fn alloc() -> alloc::View {
         execs: 40,
         exits: 50,
         short_lived: 12,
+        failures: vec![Failure {
+            time_unix_ns: 1_795_221_190 * SECOND,
+            pid: 4700,
+            name: "node".into(),
+            exit_code: Some(7),
+            signal: None,
+            lived_ns: 2 * SECOND,
+        }],
     }
 }
 
@@ -258,6 +268,62 @@ fn sched() -> sched::View {
         steal_ratio: 0.02,
         busy_ratio: 0.93,
         stalls: 7,
+    }
+}
+
+fn limit() -> limit::View {
+    let runtime = |pid, name: &str, facts| Runtime { pid, name: name.into(), facts };
+    let jvm = Jvm {
+        version: "17.0.15".into(),
+        full_collections: 4,
+        full_collection_ns: 9 * SECOND,
+        metaspace_max_bytes: Some(64 * MIB),
+        ..Jvm::default()
+    };
+    let pm2 = Pm2Daemon { home: "/root/.pm2".into(), workers: 4, ..Pm2Daemon::default() };
+    limit::View {
+        read_unix_ns: 1_795_221_190 * SECOND,
+        rows: vec![
+            Bound {
+                resource: "jvm_metaspace".into(),
+                pid: 999,
+                name: "java".into(),
+                scope: "process".into(),
+                used: 60 * MIB,
+                limit: Some(64 * MIB),
+                unit: "bytes".into(),
+                source: "command_line".into(),
+                ..Bound::default()
+            },
+            Bound {
+                resource: "host_files".into(),
+                scope: "host".into(),
+                used: 3000,
+                limit: Some(100_000),
+                unit: "files".into(),
+                source: "kernel".into(),
+                ..Bound::default()
+            },
+            Bound {
+                resource: "redis_memory".into(),
+                pid: 700,
+                name: "redis-server".into(),
+                scope: "process".into(),
+                used: 90 * MIB,
+                unit: "bytes".into(),
+                source: "config_file".into(),
+                upper_estimate: true,
+                ..Bound::default()
+            },
+        ],
+        runtimes: vec![
+            runtime(999, "java", Facts::Jvm(jvm)),
+            runtime(4711, "node", Facts::Node(Node::default())),
+            runtime(700, "redis-server", Facts::Redis(Redis::default())),
+            runtime(812, "postgres", Facts::Postgres(Postgres::default())),
+            runtime(600, "PM2 v6.0.14: Go", Facts::Pm2(pm2)),
+        ],
+        host: Host { cpus: 2, memory_total_bytes: 4 * GIB, ..Host::default() },
     }
 }
 

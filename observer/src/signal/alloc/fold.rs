@@ -141,6 +141,7 @@ impl Alloc {
             exits: counters.get(Counter::Exits),
             short_lived: counters.get(Counter::ShortLived),
             processes,
+            failures: std::mem::take(&mut self.view.failures),
         };
         self.view.processes.truncate(MAX_ROWS);
     }

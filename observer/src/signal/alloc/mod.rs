@@ -9,7 +9,7 @@ use std::time::Duration;
 
 pub use self::{
     fold::{Alloc, Stack},
-    view::{AllocationStack, ProcessMemory, View},
+    view::{AllocationStack, Failure, ProcessMemory, View},
 };
 use crate::{
     config::{Config, Kind, Setting},
@@ -17,6 +17,9 @@ use crate::{
     telemetry::{Metric, MetricKind},
     top::panes,
 };
+
+/// Failures kept for the snapshot: a crash loop of some workers over a minute.
+pub const MAX_FAILURES: usize = 64;
 
 /// Registry entry.
 pub const SIGNAL: Signal = Signal {

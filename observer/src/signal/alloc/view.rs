@@ -17,6 +17,9 @@ pub struct View {
     pub exits: u64,
     /// Of these, processes that lived less than a second.
     pub short_lived: u64,
+    /// Processes that ended with an exit code or by a signal, the newest first; bounded by [`super::MAX_FAILURES`].
+    #[serde(default)]
+    pub failures: Vec<Failure>,
 }
 
 /// Memory of one process. `pid` finds its identity in [`Snapshot::processes`].
@@ -42,6 +45,24 @@ pub struct ProcessMemory {
     pub growth_bytes_per_second: f64,
     /// Stacks that touched new pages most, only for processes that grow.
     pub stacks: Vec<AllocationStack>,
+}
+
+/// A process that ended abnormally. `pid` finds its identity in [`Snapshot::processes`], if it was known.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Failure {
+    /// When.
+    pub time_unix_ns: u64,
+    /// Process id.
+    pub pid: u32,
+    /// Command name.
+    pub name: String,
+    /// What it passed to exit(2); null if a signal ended it, or the hook does not tell.
+    pub exit_code: Option<u32>,
+    /// The signal that ended it; null if none did, or the hook does not tell.
+    pub signal: Option<u32>,
+    /// How long it lived; 0 if not known.
+    pub lived_ns: u64,
 }
 
 /// One stack of sampled page faults.
