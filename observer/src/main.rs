@@ -132,8 +132,10 @@ fn source(config: &Config, once: bool) -> Result<Source> {
                     thread::sleep(interval);
                 }
                 sampler.tick(false);
+                let mut snapshot = sampler.snapshot(Vec::new(), Vec::new());
+                sampler.judge(&mut snapshot, false);
                 drop(sampler.take_batch(false));
-                Ok(Arc::new(sampler.snapshot(Vec::new(), Vec::new())))
+                Ok(Arc::new(snapshot))
             })))
         }
         Err(error) => Err(error.into()),

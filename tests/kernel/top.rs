@@ -13,15 +13,15 @@ use observer_tests::{
 use tempfile::TempDir;
 
 #[test]
-fn top_shows_all_four_panes_in_a_terminal() {
-    let test = "top::top_shows_all_four_panes_in_a_terminal";
+fn top_shows_all_panes_in_a_terminal() {
+    let test = "top::top_shows_all_panes_in_a_terminal";
     let Some(_host) = needs::host(test, &["tmux", "redis-server", "node"]) else { return };
     let (redis, blocker) = (Redis::start(), Blocker::start());
     let agent = Agent::watching(&[redis.port]);
     let _client = redis::Client::connect(redis.port).unwrap();
     blocker.block("spin", 200);
     let terminal = Terminal::start(&agent::command(agent.state_dir(), &["top"]));
-    let panes = ["alloc", "oom", "tcp", "sched"];
+    let panes = ["findings", "alloc", "oom", "tcp", "sched"];
     terminal.wait_for(&panes, seconds(10));
     terminal.wait_for(&["redis", &redis.port.to_string(), "node"], seconds(10));
     terminal.press(&["q"]);

@@ -3,6 +3,7 @@
 use super::{
     Tone,
     format::{bytes, duration, percent},
+    panes::findings,
 };
 use crate::snapshot::{Exporter, Health, Snapshot, Verdict};
 
@@ -14,17 +15,22 @@ const HELD: &str = "held";
 /// Three lines, each with its tone.
 pub(super) fn lines(snapshot: &Snapshot) -> [(String, Tone); 3] {
     let health = &snapshot.health;
-    [(host(snapshot), Tone::Plain), (agent(health), agent_tone(health)), blind_spots(health)]
+    [host(snapshot), (agent(health), agent_tone(health)), blind_spots(health)]
 }
 
-fn host(snapshot: &Snapshot) -> String {
-    format!(
-        "{}  {}  up {}  kernel {}",
+/// The host, and the worst that is found on it.
+fn host(snapshot: &Snapshot) -> (String, Tone) {
+    let worst = findings::worst(&snapshot.detect);
+    let found = worst.map(|finding| format!("  {} {}", finding.level.text(), finding.kind));
+    let text = format!(
+        "{}  {}  up {}  kernel {}{}",
         if snapshot.host_name.is_empty() { "host?" } else { &snapshot.host_name },
         time(snapshot.time_unix_ns),
         duration(snapshot.uptime_ns),
-        snapshot.kernel
-    )
+        snapshot.kernel,
+        found.unwrap_or_default()
+    );
+    (text, worst.map_or(Tone::Plain, |finding| findings::tone(finding.level)))
 }
 
 fn time(unix_ns: u64) -> String {

@@ -29,7 +29,6 @@ use self::{
     screen::Screen,
     state::{Flow, State},
 };
-use crate::{signal, snapshot::Snapshot};
 
 /// One cell of a [`Table`].
 #[derive(Debug, Clone, PartialEq)]
@@ -52,7 +51,7 @@ pub enum Tone {
     Bad,
 }
 
-/// A signal's pane: a summary line and rows under titled columns.
+/// A pane: a summary line and rows under titled columns.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
     /// One line above the rows.
@@ -71,11 +70,6 @@ impl Table {
     }
 }
 
-/// One table a signal, in the registry's order.
-fn tables(snapshot: &Snapshot) -> Vec<Table> {
-    signal::ALL.iter().map(|signal| (signal.table)(snapshot)).collect()
-}
-
 /// How long the screen waits for a key before it looks for a new snapshot.
 const KEY_WAIT: Duration = Duration::from_millis(100);
 
@@ -85,11 +79,8 @@ const KEY_WAIT: Duration = Duration::from_millis(100);
 /// What the source says, and what writing says; a reader that leaves early (`| head`) is no error.
 pub fn once(source: Source, json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
     let snapshot = source.one()?;
-    let text = if json {
-        serde_json::to_string(&*snapshot)? + "\n"
-    } else {
-        text::render(&snapshot, &tables(&snapshot))
-    };
+    let text =
+        if json { serde_json::to_string(&*snapshot)? + "\n" } else { text::render(&snapshot) };
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),

@@ -89,9 +89,17 @@ fn detect() -> detect::View {
         subject: "host".into(),
         reason: "less than a minute of history".into(),
     };
+    let hazard = Finding {
+        kind: "redis.thp".into(),
+        subject: "redis-server 9".into(),
+        message: "huge pages are on".into(),
+        hazard: true,
+        ..Finding::default()
+    };
+    let hazard = Finding { since_unix_ns: leak.since_unix_ns - 273_600 * SECOND, ..hazard };
     detect::View {
         cleared: vec![Finding { level: Level::Watch, ..leak.clone() }],
-        findings: vec![leak],
+        findings: vec![hazard, leak],
         undecided: vec![undecided],
         raised: 2,
         dropped: 0,

@@ -11,21 +11,16 @@ use ratatui::{
 };
 
 use super::*;
-use crate::snapshot::{Health, VERSION};
-
-fn panes(snapshot: &Snapshot) -> Vec<Table> {
-    [panes::alloc::table, panes::oom::table, panes::tcp::table, panes::sched::table]
-        .iter()
-        .map(|table| table(snapshot))
-        .collect()
-}
+use crate::snapshot::{Health, Snapshot, VERSION};
 
 fn state_of(snapshot: Snapshot) -> State {
-    let mut state = State { tables: panes(&snapshot), ..State::default() };
-    state.scroll = vec![0; state.tables.len()];
-    state.snapshot = Some(Arc::new(snapshot));
+    let mut state = State::default();
+    state.update(Ok(Arc::new(snapshot)));
     state
 }
+
+/// Positions of panes.
+const ALLOC: usize = 1;
 
 fn screen(state: &State, width: u16, height: u16) -> Terminal<TestBackend> {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
@@ -58,9 +53,20 @@ fn key(state: &mut State, code: KeyCode) -> Flow {
 #[test]
 fn text_has_every_table() {
     let snapshot = sample::snapshot();
-    let text = text::render(&snapshot, &panes(&snapshot));
+    let text = text::render(&snapshot);
     for expect in [
-        "api-1  2026-11-21 00:33:15 UTC  up 3d04h  kernel 6.18.5",
+        "api-1  2026-11-21 00:33:15 UTC  up 3d04h  kernel 6.18.5  CRITICAL memory.exhaustion",
+        "findings: CRITICAL: memory is gone in 95 s: node 4711 grows by 2 MiB/s; do: restart the worker (1 standing hazard)",
+        "CRITICAL   1m35s memory.exhaustion   node 4711 (PM2 app api,…  1m35s memory is gone in 95 s: node 4711 grows by 2 MiB/s",
+        "WATCH      3d04h redis.thp           redis-server 9                  huge pages are on",
+        "undecided        sched.steal         host                            less than a minute of history",
+        "CRITICAL memory.exhaustion of host",
+        "  do: restart the worker",
+        "  who: node 4711 (PM2 app api, worker 3), 92% of the cause",
+        "  suffers: sshd 700",
+        "  because: memory_available 191M (exact, /proc/meminfo)",
+        "  trace: 0af7 span b7ad",
+        "WATCH redis.thp of redis-server 9, a standing hazard",
         "agent: 0.2% cpu, 14M rss, 9.0M maps; otlp held (401 Unauthorized), 3 dropped; store open",
         "blind: epoll (no BTF); lost: ring.tcp 5",
         "alloc: node 4711 grows +3.0M/s; 212 processes, 1 fork, 40 execs, 12 short-lived",
@@ -88,11 +94,14 @@ fn text_has_every_table() {
 fn text_is_bounded_and_says_so() {
     let mut snapshot = sample::snapshot();
     snapshot.alloc.processes = vec![snapshot.alloc.processes[0].clone(); 100];
-    let text = text::render(&snapshot, &panes(&snapshot));
+    let text = text::render(&snapshot);
     assert!(text.contains("... and 80 more (--once --json has all)"), "{text}");
-    let empty = text::render(&Snapshot::default(), &panes(&Snapshot::default()));
+    assert!(!text.contains("cannot be judged"), "its row has said it: {text}");
+    let empty = text::render(&Snapshot::default());
     assert!(
-        empty.contains("alloc: nobody grows; 0 processes")
+        empty.contains(" kinds judged, 0 undecided\n")
+            && empty.contains("findings: nothing found; ")
+            && empty.contains("alloc: nobody grows; 0 processes")
             && empty.contains("sees all: 0 programs attached"),
         "{empty}"
     );
@@ -126,15 +135,19 @@ fn small_terminal_shows_all_panes_and_more_of_the_focused() {
         "api-1",
         "agent: 0.2%",
         "blind: epoll",
-        " 1 alloc  from row 1 of 2",
-        " 2 oom  700M available",
-        " 3 tcp  2 open",
-        " 4 sched  CPUs 93%",
+        " 1 findings  from row 1 of 3",
+        "CRITICAL: memory is gone in 95 s",
+        "; do: restart the",
+        " 2 alloc  node 4711 grows",
+        " 3 oom  700M available",
+        " 4 tcp  2 open",
+        " 5 sched  CPUs 93%",
         "q quit",
     ] {
         assert_shows(&seen, expect);
     }
-    assert_shows(&seen, "postgresql.service");
+    assert_shows(&seen, "sched.steal");
+    assert_shows(&seen, "pm2 upload/3");
     assert_shows(&seen, "OOM kill");
     assert_shows(&seen, "unread");
     assert_shows(&seen, "D state");
@@ -144,15 +157,16 @@ fn small_terminal_shows_all_panes_and_more_of_the_focused() {
 #[test]
 fn tiny_terminal_shows_the_focused_pane_only() {
     let mut state = state_of(sample::snapshot());
-    key(&mut state, KeyCode::Char('3'));
+    key(&mut state, KeyCode::Char('4'));
     let seen = lines(&state, 60, 12);
-    assert_shows(&seen, " 3 tcp ");
-    assert!(!seen.iter().any(|line| line.contains("1 alloc")), "{seen:#?}");
+    assert_shows(&seen, " 4 tcp ");
+    assert!(!seen.iter().any(|line| line.contains("1 findings")), "{seen:#?}");
 }
 
 #[test]
 fn urgency_is_coloured() {
-    let state = state_of(sample::snapshot());
+    let mut state = state_of(sample::snapshot());
+    state.focus = ALLOC;
     let terminal = screen(&state, 100, 40);
     let buffer = terminal.backend().buffer();
     let colour_of = |word: &str| {
@@ -166,9 +180,11 @@ fn urgency_is_coloured() {
     assert_eq!(colour_of("+3.0M/s  700M"), Color::Red);
     assert_eq!(colour_of("OOM kill"), Color::Red);
     assert_eq!(colour_of("blind"), Color::Red);
+    assert_eq!(colour_of("api-1"), Color::Red);
     assert_eq!(colour_of("postgresql.service"), Color::Reset);
     let mut calm = sample::snapshot();
     calm.health = Health::default();
+    calm.detect.findings.retain(|finding| finding.hazard);
     assert_eq!(header::lines(&calm).map(|(_, tone)| tone), [Tone::Plain; 3]);
 }
 
@@ -181,10 +197,33 @@ fn keys_move_the_focus() {
     };
     check(KeyCode::Tab, 1);
     check(KeyCode::BackTab, 0);
-    check(KeyCode::BackTab, 3);
+    check(KeyCode::BackTab, 4);
     check(KeyCode::Tab, 0);
     check(KeyCode::Char('3'), 2);
     check(KeyCode::Char('9'), 2);
+    check(KeyCode::Enter, 2);
+    assert_eq!(state.details, None, "its rows have said all");
+}
+
+#[test]
+fn a_finding_is_opened_and_left() {
+    let mut state = state_of(sample::snapshot());
+    let mut check = |code, expect: Option<usize>, shown: &str| {
+        assert_eq!(key(&mut state, code), Flow::Continue);
+        assert_eq!(state.details, expect, "{code:?}");
+        assert_shows(&lines(&state, 80, 24), shown);
+        assert_shows(&lines(&state, 80, 24), "api-1");
+    };
+    check(KeyCode::Enter, Some(0), "because: memory_available 191M (exact, /proc/meminfo)");
+    check(KeyCode::Down, Some(1), "WATCH redis.thp of redis-server 9, a standing hazard");
+    check(KeyCode::Down, Some(2), "sched.steal of host cannot be judged: less than a minute");
+    check(KeyCode::Down, Some(2), "cannot be judged");
+    check(KeyCode::Home, Some(0), "who: node 4711");
+    check(KeyCode::Char('q'), None, " 2 alloc ");
+    check(KeyCode::Right, Some(0), "do: restart the worker");
+    check(KeyCode::Tab, None, " 1 findings ");
+    state.details = Some(99);
+    assert_shows(&lines(&state, 80, 24), "it is gone");
 }
 
 #[test]
@@ -197,9 +236,10 @@ fn keys_scroll_within_the_rows() {
         })
         .collect();
     let mut state = state_of(snapshot);
+    state.focus = ALLOC;
     let mut check = |code, expect: usize| {
         key(&mut state, code);
-        assert_eq!(state.scroll[0], expect, "{code:?}");
+        assert_eq!(state.scroll[ALLOC], expect, "{code:?}");
     };
     check(KeyCode::Up, 0);
     check(KeyCode::Down, 1);
@@ -209,7 +249,7 @@ fn keys_scroll_within_the_rows() {
     check(KeyCode::PageUp, 20);
     check(KeyCode::Home, 0);
     key(&mut state, KeyCode::End);
-    let seen = lines(&state, 80, 24);
+    let seen = lines(&state, 80, 30);
     assert_shows(&seen, "from row 26 of 30");
     assert_shows(&seen, "     30 postgres");
 }
@@ -278,13 +318,13 @@ fn every_field_is_documented() {
 proptest! {
     /// Any size of terminal, any focus: nothing panics and the focused pane is there.
     #[test]
-    fn every_size_draws(width in 1u16..200, height in 1u16..80, focus in 0usize..4) {
-        let mut state = state_of(sample::snapshot());
-        state.focus = focus;
+    fn every_size_draws(width in 1u16..200, height in 1u16..80, focus in 0..panes::COUNT, row in proptest::option::of(0usize..5), empty: bool) {
+        let mut state = state_of(if empty { Snapshot::default() } else { sample::snapshot() });
+        (state.focus, state.details) = (focus, row);
         let seen = lines(&state, width, height);
         prop_assert_eq!(seen.len(), usize::from(height));
-        if width >= 20 && height >= 8 {
-            let name = ["1 alloc", "2 oom", "3 tcp", "4 sched"][focus];
+        if width >= 20 && height >= 8 && row.is_none() {
+            let name = ["1 findings", "2 alloc", "3 oom", "4 tcp", "5 sched"][focus];
             prop_assert!(seen.iter().any(|line| line.contains(name)), "{:?}", seen);
         }
         prop_assert!(view::page_rows(height) <= usize::from(height));

@@ -1,20 +1,36 @@
 //! `observer top --once`: the same tables as plain text.
 
-use super::{Table, header};
-use crate::{signal, snapshot::Snapshot};
+use super::{Table, header, panes};
+use crate::snapshot::Snapshot;
 
 /// Rows printed of each table; the JSON form has all.
 const ROWS_MAX: usize = 20;
 
-/// Header and one table a signal.
-pub(super) fn render(snapshot: &Snapshot, tables: &[Table]) -> String {
+/// Header, and a table each pane with the details of its rows.
+pub(super) fn render(snapshot: &Snapshot) -> String {
     let mut text = String::new();
     for (line, _) in header::lines(snapshot) {
         text += &clean(&line);
         text.push('\n');
     }
-    for (signal, of_signal) in signal::ALL.iter().zip(tables) {
-        text += &table(signal.name, of_signal);
+    for pane in panes::all() {
+        let shown = (pane.table)(snapshot);
+        text += &table(pane.name, &shown);
+        for row in 0..shown.rows.len().min(ROWS_MAX) {
+            text += &details(&(pane.details)(snapshot, row));
+        }
+    }
+    text
+}
+
+/// The first line as a title, those below it indented. One line alone says no more than its row.
+fn details(lines: &[String]) -> String {
+    let mut text = String::new();
+    let lines = if lines.len() > 1 { lines } else { &[] };
+    for (position, line) in lines.iter().enumerate() {
+        text += if position == 0 { "\n" } else { "  " };
+        text += &clean(line);
+        text.push('\n');
     }
     text
 }

@@ -1,4 +1,4 @@
-//! Draws the state. Above: the header; below: the keys; between: one pane a signal, the focused one the tallest.
+//! Draws the state. Above: the header; below: the keys; between: the panes, the focused one the tallest.
 
 use ratatui::{
     Frame,
@@ -8,8 +8,12 @@ use ratatui::{
     widgets::{Clear, Paragraph, Wrap},
 };
 
-use super::{Table, Tone, header, state::State, text::fit};
-use crate::signal;
+use super::{
+    Table, Tone, header,
+    panes::{self, Pane},
+    state::State,
+    text::fit,
+};
 
 /// Lines of the header.
 const HEADER_ROWS: u16 = 3;
@@ -27,8 +31,9 @@ const FOCUSED_ROWS_MIN: u16 = 6;
 const FOCUSED_HEAD_ROWS: u16 = 4;
 
 const HELP: &str = "\
-tab, shift-tab, 1-4  choose a pane
+tab, shift-tab, or its number  choose a pane
 up, down, pgup, pgdn, home, end  scroll it
+enter, right  all about the first row shown (findings); up, down: the next; enter, left: back
 p  pause: keep what is shown
 h  this help
 q, esc, ctrl-c  quit
@@ -46,12 +51,15 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &State) {
     ])
     .areas(area);
     draw_header(frame, state, top);
-    let heights = pane_heights(middle.height, signal::ALL.len(), state.focus);
-    let panes = Layout::vertical(heights.into_iter().map(Constraint::Length)).split(middle);
-    for (position, area) in panes.iter().enumerate() {
+    let heights = pane_heights(middle.height, panes::COUNT, state.focus);
+    let areas = Layout::vertical(heights.into_iter().map(Constraint::Length)).split(middle);
+    for (position, (pane, area)) in panes::all().zip(areas.iter()).enumerate() {
         if let Some(table) = state.tables.get(position) {
-            draw_pane(frame, state, position, table, *area);
+            draw_pane(frame, state, (position, &pane), table, *area);
         }
+    }
+    if let Some(row) = state.details {
+        draw_details(frame, state, row, middle);
     }
     draw_footer(frame, state, bottom);
     if state.help {
@@ -61,8 +69,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &State) {
 
 /// Rows that the focused pane shows on a terminal of this height.
 pub(super) fn page_rows(height: u16) -> usize {
-    let focused =
-        pane_heights(height.saturating_sub(HEADER_ROWS + FOOTER_ROWS), signal::ALL.len(), 0);
+    let focused = pane_heights(height.saturating_sub(HEADER_ROWS + FOOTER_ROWS), panes::COUNT, 0);
     usize::from(focused.first().map_or(0, |rows| rows.saturating_sub(FOCUSED_HEAD_ROWS)))
 }
 
@@ -92,7 +99,8 @@ fn draw_header(frame: &mut Frame<'_>, state: &State, area: Rect) {
 }
 
 fn draw_footer(frame: &mut Frame<'_>, state: &State, area: Rect) {
-    let mut spans = vec![Span::raw("tab 1-4 pane   arrows scroll   p pause   h help   q quit")];
+    let mut spans =
+        vec![Span::raw("tab pane   arrows scroll   enter details   p pause   h help   q quit")];
     if state.paused {
         spans.insert(0, Span::styled(" PAUSED ", Style::new().add_modifier(Modifier::REVERSED)));
         spans.insert(1, Span::raw("   "));
@@ -101,20 +109,33 @@ fn draw_footer(frame: &mut Frame<'_>, state: &State, area: Rect) {
 }
 
 fn draw_help(frame: &mut Frame<'_>, area: Rect) {
-    let signals: Vec<_> = signal::ALL
-        .iter()
+    let panes: Vec<_> = panes::all()
         .zip(1..)
-        .map(|(signal, number)| format!("{number} {}: {}", signal.name, signal.help))
+        .map(|(pane, number)| format!("{number} {}: {}", pane.name, pane.help))
         .collect();
-    let text = format!("{HELP}\n\n{}", signals.join("\n"));
+    let text = format!("{HELP}\n\n{}", panes.join("\n"));
     frame.render_widget(Clear, area);
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: false }), area);
 }
 
-fn draw_pane(frame: &mut Frame<'_>, state: &State, position: usize, table: &Table, area: Rect) {
+/// One row with all that is known of it.
+fn draw_details(frame: &mut Frame<'_>, state: &State, row: usize, area: Rect) {
+    let lines = state.details_of(row);
+    let text = if lines.is_empty() { "it is gone".to_owned() } else { lines.join("\n") };
+    let text = format!("row {}\n\n{}", row + 1, text);
+    frame.render_widget(Clear, area);
+    frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: false }), area);
+}
+
+fn draw_pane(
+    frame: &mut Frame<'_>,
+    state: &State,
+    (position, pane): (usize, &Pane),
+    table: &Table,
+    area: Rect,
+) {
     let focused = position == state.focus;
-    let name = signal::ALL.get(position).map_or("", |signal| signal.name);
-    let title = format!(" {} {name} ", position + 1);
+    let title = format!(" {} {} ", position + 1, pane.name);
     let title = Span::styled(title, style(table.tone()).add_modifier(Modifier::REVERSED));
     let summary_rows = if focused { FOCUSED_HEAD_ROWS - 2 } else { 0 };
     let [title_area, summary_area, table_area] = Layout::vertical([

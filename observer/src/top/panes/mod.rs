@@ -1,14 +1,47 @@
-//! One table a signal, from the snapshot alone. Files and functions carry the signal's word.
+//! The panes: findings, then one a signal, each a table from the snapshot alone. Files and functions carry the signal's word.
 //!
 //! Rows that need a person come first; colours follow thresholds that are named at the top of each file.
 
 pub mod alloc;
+pub mod findings;
 pub mod oom;
 pub mod sched;
 pub mod tcp;
 
-use super::{Cell, Tone};
-use crate::snapshot::Snapshot;
+use super::{Cell, Table, Tone};
+use crate::{signal, snapshot::Snapshot};
+
+/// One pane of the screen.
+pub(super) struct Pane {
+    /// Its word.
+    pub(super) name: &'static str,
+    /// One sentence for people.
+    pub(super) help: &'static str,
+    /// What it shows.
+    pub(super) table: fn(&Snapshot) -> Table,
+    /// All that is known of a row of the table; nothing if the table has it all.
+    pub(super) details: fn(&Snapshot, usize) -> Vec<String>,
+}
+
+/// How many panes there are.
+pub(super) const COUNT: usize = 1 + signal::ALL.len();
+
+/// All panes, in their order: findings, then the registry of signals.
+pub(super) fn all() -> impl Iterator<Item = Pane> {
+    let findings = Pane {
+        name: "findings",
+        help: "what is about to break, by whom, and what to do",
+        table: findings::table,
+        details: findings::details,
+    };
+    let of_signal = |signal: &&'static signal::Signal| Pane {
+        name: signal.name,
+        help: signal.help,
+        table: signal.table,
+        details: |_snapshot, _row| Vec::new(),
+    };
+    std::iter::once(findings).chain(signal::ALL.iter().map(of_signal))
+}
 
 /// A cell without urgency.
 fn plain(text: impl Into<String>) -> Cell {
