@@ -6,7 +6,7 @@ use observer_tests::{
     agent::Agent,
     cgroup::Cgroup,
     needs,
-    otlp::{Telemetry, int_of, str_of},
+    otlp::{Telemetry, int_of, is_true, str_of},
     program::Program,
     redis::{self, Redis},
     seconds,
@@ -77,6 +77,39 @@ fn without_btf_connections_have_owner_length_and_end() {
     let length = span.expect("the span of this client's connection").duration_ns();
     let (shortest, longest) = closed.duration_ns();
     assert!((shortest..=longest).contains(&length), "{length} ns, the client says {closed:?}");
+}
+
+#[test]
+fn without_btf_segments_and_the_end_of_a_connection_share_a_trace() {
+    let test = "ladder::without_btf_segments_and_the_end_of_a_connection_share_a_trace";
+    let Some(_host) = needs::host(test, &["redis-server", "unshare"]) else { return };
+    let redis = Redis::start();
+    let port = redis.port.to_string();
+    let segments = [NO_BTF, ("OBSERVER_TCP_PORTS", &port), ("OBSERVER_TCP_SEGMENT", "1s")];
+    let agent = Agent::start_through(WITH_TRACEFS, &segments);
+    let client = redis::Client::connect(redis.port).unwrap();
+    let local = i64::from(client.wire.local_port());
+    // Those of a connection that is open, or of its end.
+    let traces = |telemetry: &Telemetry, open: bool| -> Vec<String> {
+        let spans = telemetry.spans_named("tcp connection");
+        let ours = spans.filter(|span| int_of(&span.attrs, "network.local.port") == local);
+        ours.filter(|span| is_true(&span.attrs, "observer.tcp.open") == open)
+            .map(|span| span.trace_id.clone())
+            .collect()
+    };
+    agent.wait_telemetry("two segments", seconds(10), |telemetry| {
+        (traces(telemetry, true).len() >= 2).then_some(())
+    });
+    agent.wait_snapshot("a row of the watched server", seconds(15), |snapshot| {
+        snapshot.sched.threads.iter().any(|thread| thread.tid == redis.pid()).then_some(())
+    });
+    client.close();
+    let end = agent.wait_telemetry("the end", seconds(10), |telemetry| {
+        traces(telemetry, false).into_iter().next()
+    });
+    let telemetry = agent.stop();
+    assert_eq!(traces(&telemetry, false), [end.as_str()], "one end");
+    assert!(traces(&telemetry, true).iter().all(|trace| *trace == end), "{telemetry:?}");
 }
 
 /// So many connections of a process ended like this; what was not read is not told.

@@ -11,6 +11,8 @@ pub type Attrs = BTreeMap<String, Value>;
 /// A span.
 #[derive(Debug, Clone)]
 pub struct Span {
+    /// Its trace.
+    pub trace_id: String,
     /// Name.
     pub name: String,
     /// Begin.
@@ -98,6 +100,7 @@ impl Telemetry {
     fn request(&mut self, request: &Value) {
         each(request, "resourceSpans", "scopeSpans", "spans", |span, resource| {
             self.spans.push(Span {
+                trace_id: text(span, "traceId"),
                 name: text(span, "name"),
                 start_unix_ns: integer(&span["startTimeUnixNano"]),
                 end_unix_ns: integer(&span["endTimeUnixNano"]),

@@ -128,23 +128,27 @@ impl Tables {
 
     /// Stops to watch a thread.
     pub fn unwatch(&mut self, tid: u32) {
-        let has_state = self.watched(tid).is_some();
+        let is_ours = self.watched(tid).is_some();
         match &mut self.watch {
             // Only fails if it is not there.
             Watching::Key(keys) => drop(keys.remove(&tid)),
             // Within bounds: cannot fail.
-            Watching::State(slots) if has_state => {
+            Watching::State(slots) if is_ours => {
                 drop(slots.set(tid & (WATCH_SLOTS - 1), Wire(Watch::default()), 0));
             }
             Watching::State(_) => {}
         }
     }
 
-    /// State of a watched thread; `None` where the programs keep none.
+    /// State of a watched thread, empty where the programs keep none.
     pub fn watched(&self, tid: u32) -> Option<Watch> {
-        let Watching::State(slots) = &self.watch else { return None };
-        let Wire(entry) = slots.get(&(tid & (WATCH_SLOTS - 1)), 0).ok()?;
-        (entry.key == tid | WATCHED).then_some(entry)
+        match &self.watch {
+            Watching::Key(keys) => keys.get(&tid, 0).ok().map(|_| Watch::default()),
+            Watching::State(slots) => {
+                let Wire(entry) = slots.get(&(tid & (WATCH_SLOTS - 1)), 0).ok()?;
+                (entry.key == tid | WATCHED).then_some(entry)
+            }
+        }
     }
 
     /// Sets the ports whose connections are entered in the ledger.

@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context as _, Result};
 use observer_abi::{
     alloc::TaskRow,
-    tcp::{Closed, HolderRow, SocketRow},
+    tcp::{Closed, HolderRow, Socket, SocketRow},
 };
 
 use self::{holders::look, pace::Pace, sockets::Sockets, tasks::Tasks};
@@ -147,6 +147,13 @@ impl Rows {
     /// Has connections to this address followed, whatever their port; false if there is no room.
     pub fn add_peer(&mut self, address: [u8; 16]) -> bool {
         self.sockets.as_mut().is_none_or(|(sockets, _)| sockets.add_peer(address))
+    }
+
+    /// Key and birth by which the rows here have told of a connection that a program now says has ended; `None` if they have
+    /// not, or rows come from the iterator.
+    pub fn told_as(&mut self, socket: &Socket) -> Option<(u64, u64)> {
+        let (sockets, _) = self.sockets.as_mut().filter(|_| !self.iterator_has_sockets)?;
+        sockets.told_as(socket)
     }
 
     /// Connections opened and closed since the start, and those that there was no room to follow; `None` if programs count

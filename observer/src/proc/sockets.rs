@@ -43,6 +43,8 @@ pub(super) struct Sockets {
 struct Ledger {
     /// By cookie, which the kernel gives to one socket only.
     entries: HashMap<u64, Entry>,
+    /// Cookies by the ends of their connections.
+    cookies: HashMap<Ends, u64>,
     round: u64,
     hz: u64,
     opened: u64,
@@ -150,6 +152,13 @@ impl Sockets {
         rows.extend(self.ledger.entries.values().map(|entry| entry.row));
     }
 
+    /// Key and birth of the rows of a connection that has ended. Its ends may be another's from now on.
+    pub(super) fn told_as(&mut self, socket: &Socket) -> Option<(u64, u64)> {
+        let key = self.ledger.cookies.remove(&ends(socket))?;
+        let entry = self.ledger.entries.get(&key)?;
+        Some((key, entry.row.owned.birth_ktime_ns))
+    }
+
     pub(super) fn add_peer(&mut self, address: [u8; 16]) -> bool {
         if self.peers.len() < MAX_PEERS as usize {
             self.peers.insert(address);
@@ -194,6 +203,7 @@ impl Ledger {
                 ..Owned::default()
             };
             self.entries.insert(key, Entry { row, inode: message.inode, round: 0 });
+            self.cookies.insert(ends(&socket), key);
         }
         let (round, hz) = (self.round, self.hz);
         let Some(entry) = self.entries.get_mut(&key) else { return };
@@ -212,9 +222,14 @@ impl Ledger {
     fn take_closed(&mut self, now: Now, closed: &mut Vec<Closed>) {
         let round = self.round;
         let before = closed.len();
-        self.entries.retain(|_, entry| {
+        self.entries.retain(|key, entry| {
             if entry.round != round {
                 closed.push(end(&entry.row, now));
+                let between = ends(&entry.row.socket);
+                // A younger connection may have the same ends.
+                if self.cookies.get(&between) == Some(key) {
+                    self.cookies.remove(&between);
+                }
             }
             entry.round == round
         });
@@ -288,8 +303,11 @@ fn address(message: &Message, bytes: [u8; 16]) -> [u8; 16] {
     Ipv4Addr::new(a, b, c, d).to_ipv6_mapped().octets()
 }
 
+/// Local address and port, the peer's address and port.
+type Ends = ([u8; 16], u16, [u8; 16], u16);
+
 /// What tells a connection of a host from all others at one time.
-fn ends(socket: &Socket) -> ([u8; 16], u16, [u8; 16], u16) {
+fn ends(socket: &Socket) -> Ends {
     (socket.local_address, socket.local_port, socket.peer_address, socket.peer_port)
 }
 

@@ -231,7 +231,8 @@ impl Sampler {
             });
         }
         kernel.drain(|bytes| {
-            let mut fold = Fold { alloc, oom, tcp, sched, who, output, listeners, names, now };
+            let mut fold =
+                Fold { alloc, oom, tcp, proc, sched, who, output, listeners, names, now };
             *malformed += u64::from(fold.record(bytes).is_none());
         });
     }

@@ -17,6 +17,7 @@ use zerocopy::FromBytes as _;
 use super::{Directory, NamesAt};
 use crate::{
     dns::Names,
+    proc,
     signal::{Now, Output, alloc::Alloc, oom::Oom, sched::Sched, tcp::Tcp},
 };
 
@@ -25,6 +26,7 @@ pub(super) struct Fold<'a> {
     pub(super) alloc: &'a mut Alloc,
     pub(super) oom: &'a mut Oom,
     pub(super) tcp: &'a mut Tcp,
+    pub(super) proc: &'a mut proc::Rows,
     pub(super) sched: &'a mut Sched,
     pub(super) who: &'a mut Directory,
     pub(super) output: &'a mut Output,
@@ -41,7 +43,10 @@ impl Fold<'_> {
         match Kind::from_number(header.kind)? {
             Kind::TcpClosed => {
                 let names = NamesAt(self.names, now.unix_ns);
-                self.tcp.closed(&Closed::read_from_bytes(bytes).ok()?, now, &names, who, out);
+                let closed = Closed::read_from_bytes(bytes).ok()?;
+                let own = (closed.key, closed.owned.birth_ktime_ns);
+                let told = self.proc.told_as(&closed.socket).unwrap_or(own);
+                self.tcp.closed_as(&closed, told, now, &names, who, out);
             }
             Kind::TcpListening => {
                 let record = Listening::read_from_bytes(bytes).ok()?;

@@ -52,6 +52,15 @@ fn a_connection_is_followed_from_its_first_reading_to_its_end() {
     sockets.rows(&mut rows);
     assert!(rows.iter().all(|row| row.owned.tgid == std::process::id()), "{rows:?}");
 
+    let row = rows.iter().find(|row| row.owned.preexisting == 0).unwrap();
+    let told = Some((row.key, row.owned.birth_ktime_ns));
+    let between = Socket { sent_bytes: 0, ..row.socket };
+    assert_eq!(
+        (sockets.told_as(&between), sockets.told_as(&between)),
+        (told, None),
+        "it ends once"
+    );
+
     drop(server);
     old.read_exact(&mut [0; 7]).unwrap();
     assert_eq!(old.read(&mut [0]).unwrap(), 0, "the peer's FIN is here");

@@ -31,6 +31,7 @@ fn fold(bytes: &[u8]) -> Folded {
         alloc: &mut Alloc::new(alloc::Limits::new(&config)),
         oom: &mut Oom::new(oom::Limits::new(&config), 4096),
         tcp: &mut Tcp::new(tcp::Limits::new(&config).unwrap()),
+        proc: &mut proc::Rows::open(&[], &[], 0),
         sched: &mut sched,
         who: &mut Directory(Identities::new(nowhere, nowhere, 0)),
         output: &mut output,

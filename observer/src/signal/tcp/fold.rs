@@ -86,7 +86,21 @@ impl Tcp {
         who: &mut dyn Who,
         out: &mut Output,
     ) {
-        self.segments.remove(&(record.key, record.owned.birth_ktime_ns));
+        let own = (record.key, record.owned.birth_ktime_ns);
+        self.closed_as(record, own, now, names, who, out);
+    }
+
+    /// Likewise, of a connection whose rows have another key and birth than the record, because they come from elsewhere.
+    pub fn closed_as(
+        &mut self,
+        record: &Closed,
+        (key, birth_ktime_ns): (u64, u64),
+        now: Now,
+        names: &dyn PeerNames,
+        who: &mut dyn Who,
+        out: &mut Output,
+    ) {
+        self.segments.remove(&(key, birth_ktime_ns));
         let ends = Ends::of(&record.socket);
         if record.owned.role == SERVER && ends.are_here() {
             return;
@@ -102,7 +116,7 @@ impl Tcp {
         };
         attrs.push(attr("observer.tcp.lingered_ns", record.header.ktime_ns.saturating_sub(end)));
         let times = (now.unix_of(record.owned.birth_ktime_ns), now.unix_of(end));
-        let context = span::root(record.key, record.owned.birth_ktime_ns);
+        let context = span::root(key, birth_ktime_ns);
         let subject = subject(&record.owned, who);
         out.span(crate::telemetry::Span { error, ..span::span(context, times, attrs, subject) });
     }
