@@ -9,8 +9,12 @@
 mod finding;
 mod incident;
 mod judgement;
+mod mean;
 pub mod party;
+pub mod sched;
 mod tell;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 mod track;
@@ -39,7 +43,15 @@ pub const MAX_CLEARED: usize = 32;
 const MAX_UNDECIDED: usize = 64;
 
 /// All kinds of findings; the order is the order of the docs.
-pub const ALL: &[&Kind] = &[&uplink::HELD, &uplink::BLIND];
+pub const ALL: &[&Kind] = &[
+    &uplink::HELD,
+    &uplink::BLIND,
+    // Scheduler, processes and limits.
+    &sched::event_loop::KIND,
+    &sched::throttled::KIND,
+    &sched::steal::KIND,
+    &sched::blocked::KIND,
+];
 
 /// All detectors and what they have found.
 pub struct Detect {

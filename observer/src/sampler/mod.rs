@@ -271,6 +271,7 @@ impl Sampler {
             vmstat: read.vmstat,
             times: read.times,
             pressure: &read.pressure,
+            listeners: (self.last.holders_ns != 0).then_some(&self.listeners),
             cgroups: cgroups.map_or(&[], crate::host::cgroup::Cgroups::read),
         };
         let (who, out) = (&mut self.who, &mut self.output);

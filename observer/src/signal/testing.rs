@@ -49,6 +49,7 @@ pub(crate) fn quiet<'a>(now: Now) -> Readings<'a> {
         vmstat: Vmstat { file_lru_pages: 1000, ..Vmstat::default() },
         times: Times::default(),
         pressure: &[],
+        listeners: None,
         cgroups: &[],
     }
 }

@@ -1,6 +1,6 @@
 //! What a tick brings to the signals and what they make of it. All time is an argument here.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use observer_abi::{COMM_LEN, alloc::TaskRow, oom::Reclaimer, sched::Watch, tcp::SocketRow};
 
@@ -86,6 +86,8 @@ pub struct Readings<'a> {
     pub times: Times,
     /// PSI, as far as the kernel has it.
     pub pressure: &'a [PressureReading],
+    /// Processes that hold a listening TCP socket; `None` until that was read.
+    pub listeners: Option<&'a BTreeSet<u32>>,
     /// Control groups of watched processes.
     pub cgroups: &'a [Watched],
 }

@@ -12,6 +12,7 @@ use super::{
     BUSY, BlockedTask, CpuCgroup, EventLoop, LOOP_GAP, LOOP_OPEN, RUN_DELAY, STALLS, STEAL,
     THROTTLED, Thread, View,
     poller::{Judged, Poller},
+    recent::Recent,
     span,
 };
 use crate::{
@@ -45,6 +46,7 @@ struct Past {
     run_delay_ns: u64,
     first_run_delay_ns: Option<u64>,
     gaps: VecDeque<(u64, u64)>,
+    recent: Recent,
     /// What the process's total has of its loop.
     counted: Watch,
     round: u64,
@@ -288,14 +290,16 @@ impl Sched {
         if is_loop {
             add_turns(&mut total.turns, watch, &std::mem::replace(&mut past.counted, *watch));
         }
+        let (recent_turns, p99_ns) = past.recent.turns(watch, readings.now.ktime_ns);
         let event_loop = is_loop.then(|| {
             let open = self.open(row, watch, readings);
-            EventLoop { turns: watch.turns, gaps: watch.gaps, max_ns, ..open }
+            EventLoop { turns: watch.turns, gaps: watch.gaps, max_ns, recent_turns, p99_ns, ..open }
         });
         Thread {
             pid: row.tgid,
             tid: row.tid,
             name,
+            listens: readings.listeners.map(|pids| pids.contains(&row.tgid)),
             on_cpu_ratio: ratio(on_cpu_ns, readings.elapsed_ns),
             run_delay_ratio: ratio(run_delay_ns, readings.elapsed_ns),
             run_delay_ns: row.run_delay_ns.saturating_sub(first),

@@ -2,6 +2,7 @@
 
 mod fold;
 mod poller;
+mod recent;
 mod span;
 #[cfg(test)]
 mod tests;

@@ -31,6 +31,9 @@ pub struct Thread {
     pub tid: u32,
     /// Thread name.
     pub name: String,
+    /// Whether its process holds a listening TCP socket; null if not known.
+    #[serde(default)]
+    pub listens: Option<bool>,
     /// Share of the last second on a CPU, 0 to 1.
     pub on_cpu_ratio: f64,
     /// Share of the last second runnable but waiting for a CPU, 0 to 1.
@@ -50,6 +53,12 @@ pub struct EventLoop {
     pub gaps: u64,
     /// The longest gap of the last minute.
     pub max_ns: u64,
+    /// Turns of the last five to ten seconds.
+    #[serde(default)]
+    pub recent_turns: u64,
+    /// One in a hundred of them took at least this long, to a power of two.
+    #[serde(default)]
+    pub p99_ns: u64,
     /// Length so far of the gap that is still open; 0 while the loop waits for events.
     pub open_ns: u64,
     /// Part of the open gap on a CPU.

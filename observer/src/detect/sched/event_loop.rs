@@ -1,0 +1,346 @@
+//! An event loop that does not turn: all that it serves waits (incidents I1, I2). The only sign of it while it lasts is the
+//! turn that is still open, and how that splits into computing, waiting for a CPU, and being blocked says why.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{seconds, stack::Class};
+use crate::{
+    config::{self, Config, Setting},
+    detect::{Detector, Evidence, Judgement, Kind, Level, Party, Seen, State, evidence, party},
+    signal::sched::{EventLoop, Thread},
+};
+
+/// An event loop does not turn.
+pub static KIND: Kind = Kind {
+    name: "sched.event_loop",
+    signal: "sched",
+    help: "an event loop does not turn, and whoever it serves waits",
+    reason: "People notice a second (Nielsen, 1993), and load balancers give up after some; ten seconds are a hang. Loops \
+             that refuse work when they lag (toobusy-js) do so from 70 ms on, so that and a single turn of a fifth of the \
+             threshold are WATCH.",
+    raise: std::time::Duration::ZERO,
+    clear: std::time::Duration::from_secs(5),
+    hazard: false,
+    settings: &[BLOCK],
+    detector: |config| Box::new(EventLoops::new(config)),
+};
+
+/// How long a turn may take.
+pub const BLOCK: Setting = Setting {
+    key: "detect.event_loop_block",
+    kind: config::Kind::Duration { min_ms: 100, max_ms: 600_000 },
+    default: "1s",
+    otel: &[],
+    help: "turn of a serving event loop that is a WARN; ten times as long is CRITICAL",
+};
+
+/// Loops followed; as many as threads can be watched.
+const MAX_LOOPS: usize = 4096;
+/// A loop has served before if it has turned this often.
+const MIN_TURNS: u64 = 20;
+/// Turns in ten seconds of which a 99th percentile says something.
+const MIN_LAG_TURNS: u64 = 50;
+/// toobusy-js and fastify refuse work beyond.
+const LAG_NS: u64 = 70_000_000;
+/// Nobody waits for the turn of a loop that serves no one, such as a worker that takes jobs from a queue.
+const IDLE_FACTOR: u64 = 10;
+/// Observation after which habits count.
+const HABIT_NS: u64 = 60_000_000_000;
+/// Then the past is forgotten by halves.
+const MEMORY_NS: u64 = 3_600_000_000_000;
+/// A thread that spends this share of its time in long turns is no loop that serves.
+const HABITUAL: f64 = 0.1;
+
+/// How a loop has been so far. Ticks sample it: the share of ticks in a long turn is the share of time in long turns.
+#[derive(Debug, Clone, Copy, Default)]
+struct Habit {
+    turns: u64,
+    max_ns: u64,
+    observed_ns: u64,
+    stuck_ns: u64,
+    round: u64,
+}
+
+struct EventLoops {
+    block_ns: u64,
+    habits: BTreeMap<u32, Habit>,
+    round: u64,
+}
+
+/// What is wrong with a loop.
+struct Found<'a> {
+    thread: &'a Thread,
+    turning: &'a EventLoop,
+    level: Level,
+    what: What,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// A turn is open.
+    Open,
+    /// A turn is over that was too long.
+    Over,
+    /// Turns are long as a rule.
+    Lags,
+}
+
+/// Why a turn takes so long.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Computes,
+    Starved,
+    Blocked(Class),
+    Sleeps,
+}
+
+impl EventLoops {
+    fn new(config: &Config) -> Self {
+        let block_ns = config.duration(&BLOCK).as_nanos() as u64;
+        Self { block_ns, habits: BTreeMap::new(), round: 0 }
+    }
+
+    /// Brings a loop's habits up to date; returns those before this tick, or `None` if there is no room.
+    fn habit(&mut self, thread: &Thread, turning: &EventLoop, elapsed_ns: u64) -> Option<Habit> {
+        if self.habits.len() >= MAX_LOOPS && !self.habits.contains_key(&thread.tid) {
+            return None;
+        }
+        let habit = self.habits.entry(thread.tid).or_default();
+        if turning.turns < habit.turns {
+            *habit = Habit::default();
+        }
+        let before = *habit;
+        habit.round = self.round;
+        (habit.turns, habit.max_ns) = (turning.turns, turning.max_ns);
+        habit.observed_ns = habit.observed_ns.saturating_add(elapsed_ns);
+        if turning.open_ns >= self.block_ns / 5 {
+            habit.stuck_ns = habit.stuck_ns.saturating_add(turning.open_ns.min(elapsed_ns));
+        }
+        if habit.observed_ns >= MEMORY_NS {
+            (habit.observed_ns, habit.stuck_ns) = (habit.observed_ns / 2, habit.stuck_ns / 2);
+        }
+        Some(before)
+    }
+
+    /// Judges one loop. `alone` if its process has no other.
+    fn judge<'a>(
+        &mut self,
+        thread: &'a Thread,
+        turning: &'a EventLoop,
+        alone: bool,
+        seen: &Seen<'_>,
+    ) -> Option<Result<Found<'a>, &'static str>> {
+        let habit = self.habit(thread, turning, seen.elapsed_ns)?;
+        let limit_ns =
+            self.block_ns.saturating_mul(if serves(thread, seen) { 1 } else { IDLE_FACTOR });
+        let found = |what, level| Some(Ok(Found { thread, turning, level, what }));
+        let longer = turning.max_ns > habit.max_ns;
+        let (what, length_ns) = match turning.open_ns {
+            open_ns if open_ns >= self.block_ns => (What::Open, open_ns),
+            _ if longer && turning.max_ns >= self.block_ns => (What::Over, turning.max_ns),
+            _ if turning.turns < MIN_TURNS => return None,
+            _ if turning.max_ns >= self.block_ns / 5 => return found(What::Over, Level::Watch),
+            _ if turning.p99_ns >= LAG_NS && turning.recent_turns >= MIN_LAG_TURNS => {
+                return found(What::Lags, Level::Watch);
+            }
+            _ => return None,
+        };
+        if turning.turns < MIN_TURNS {
+            return Some(Err("it has not turned often enough to be known as a loop that serves"));
+        }
+        let main = thread.tid == thread.pid && alone;
+        let sleeps = what == What::Open && cause(turning, thread, seen) == Cause::Sleeps;
+        if (!main || sleeps) && !habit.is_steady() {
+            return found(what, Level::Watch);
+        }
+        let level = match length_ns {
+            _ if length_ns < limit_ns => Level::Watch,
+            _ if length_ns < limit_ns.saturating_mul(10) || what == What::Over => Level::Warn,
+            _ => Level::Critical,
+        };
+        found(what, level)
+    }
+}
+
+impl Habit {
+    /// Whether its turns have been short for long enough to say that a long one is out of the ordinary. Threads of Go's
+    /// runtime poll now and then and then do something else, and are told from loops by this alone.
+    fn is_steady(self) -> bool {
+        self.observed_ns >= HABIT_NS && (self.stuck_ns as f64) < HABITUAL * self.observed_ns as f64
+    }
+}
+
+/// Whether somebody waits for this loop's turn: it listens, or PM2's daemon listens for it. The first process reads its
+/// configuration anew now and then, and serves nobody meanwhile.
+fn serves(thread: &Thread, seen: &Seen<'_>) -> bool {
+    let instance = seen.process(thread.pid).and_then(|process| process.pm2.as_ref()?.instance);
+    thread.pid != 1 && (thread.listens != Some(false) || instance.is_some())
+}
+
+fn cause(turning: &EventLoop, thread: &Thread, seen: &Seen<'_>) -> Cause {
+    let half_ns = turning.open_ns / 2;
+    if turning.open_on_cpu_ns >= half_ns {
+        return Cause::Computes;
+    }
+    if turning.open_waiting_ns >= half_ns {
+        return Cause::Starved;
+    }
+    let snapshot = seen.snapshot;
+    let row = snapshot.sched.blocked.iter().find(|row| row.tid == thread.tid);
+    match row.map(|row| Class::of(&row.stack)) {
+        Some(class) => Cause::Blocked(class),
+        None if snapshot.oom.refault_ratio >= 0.1 => Cause::Blocked(Class::PageIn),
+        None => Cause::Sleeps,
+    }
+}
+
+impl Cause {
+    fn text(self) -> String {
+        match self {
+            Self::Computes => "it computes".to_owned(),
+            Self::Starved => "it waits for a CPU".to_owned(),
+            Self::Blocked(class) => format!("it waits for {}", class.text()),
+            Self::Sleeps => "it waits for a child process, another thread or a lock".to_owned(),
+        }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Self::Computes => {
+                "take a CPU profile of the process; move the work (large JSON, synchronous hashing, regular expressions) \
+                 into a worker thread, or cut it into pieces"
+            }
+            Self::Starved => {
+                "see who takes the CPU (sched.starvation, sched.throttled, sched.steal)"
+            }
+            Self::Blocked(Class::PageIn | Class::Reclaim) => {
+                "memory is short: see who grows (memory findings), and stop it"
+            }
+            Self::Blocked(_) => "see what the disk or file server does (sched.blocked)",
+            Self::Sleeps => {
+                "look for synchronous calls (execSync, readFileSync, Atomics.wait) in it"
+            }
+        }
+    }
+
+    /// Who is to blame, where that is known.
+    fn culprit(self, own: &Party, seen: &Seen<'_>) -> Option<Party> {
+        match self {
+            Self::Computes | Self::Sleeps => Some(own.clone()),
+            Self::Starved => None,
+            Self::Blocked(Class::PageIn | Class::Reclaim) => {
+                let pid = seen.snapshot.oom.culprit_pid?;
+                Some(party::process(seen.snapshot, pid, "", 1.0))
+            }
+            Self::Blocked(class) => class.is_cause().then(|| class.party()),
+        }
+    }
+}
+
+impl Found<'_> {
+    fn judgement(&self, seen: &Seen<'_>) -> Judgement {
+        let Self { thread, turning, level, what } = self;
+        let own = party::process(seen.snapshot, thread.pid, &thread.name, 1.0);
+        let cause = cause(turning, thread, seen);
+        let (message, culprit, advice) = match what {
+            What::Open => (
+                format!(
+                    "the event loop of {} has not turned for {:.1} s: {} (computed {:.1} s, waited for a CPU {:.1} s, was \
+                     blocked {:.1} s)",
+                    own.title,
+                    seconds(turning.open_ns),
+                    cause.text(),
+                    seconds(turning.open_on_cpu_ns),
+                    seconds(turning.open_waiting_ns),
+                    seconds(turning.open_blocked_ns),
+                ),
+                cause.culprit(&own, seen),
+                cause.advice(),
+            ),
+            What::Over => (
+                format!(
+                    "the event loop of {} did not turn for {:.2} s within the last minute",
+                    own.title,
+                    seconds(turning.max_ns)
+                ),
+                Some(own.clone()),
+                "see the span event_loop.stall for what it did meanwhile",
+            ),
+            What::Lags => (
+                format!(
+                    "the event loop of {} lags: one of a hundred turns takes {:.2} s",
+                    own.title,
+                    seconds(turning.p99_ns)
+                ),
+                Some(own.clone()),
+                "it has more to do than one thread can: add workers, or make its requests cheaper",
+            ),
+        };
+        Judgement {
+            subject: format!("{} {}", thread.name, thread.pid),
+            state: State::Firing(*level),
+            culprit,
+            victims: vec![own],
+            evidence: numbers(turning),
+            message,
+            advice: advice.to_owned(),
+            ..Judgement::default()
+        }
+    }
+}
+
+fn numbers(turning: &EventLoop) -> Vec<Evidence> {
+    [
+        ("open_gap", turning.open_ns),
+        ("open_gap_on_cpu", turning.open_on_cpu_ns),
+        ("open_gap_waiting", turning.open_waiting_ns),
+        ("open_gap_blocked", turning.open_blocked_ns),
+        ("longest_turn_of_minute", turning.max_ns),
+        ("turn_p99", turning.p99_ns),
+    ]
+    .into_iter()
+    .filter(|(_, ns)| *ns > 0)
+    .map(|(name, ns)| evidence(name, seconds(ns), "s", "tp_btf/sched_switch"))
+    .collect()
+}
+
+impl Detector for EventLoops {
+    fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+        self.round += 1;
+        let threads = &seen.snapshot.sched.threads;
+        let loops =
+            || threads.iter().filter_map(|thread| Some((thread, thread.event_loop.as_ref()?)));
+        let (mut once, mut several) = (BTreeSet::new(), BTreeSet::new());
+        for (thread, _) in loops() {
+            if !once.insert(thread.pid) {
+                several.insert(thread.pid);
+            }
+        }
+        // The worst loop of a process speaks for it.
+        let mut worst: BTreeMap<u32, Found<'_>> = BTreeMap::new();
+        for (thread, turning) in loops() {
+            match self.judge(thread, turning, !several.contains(&thread.pid), seen) {
+                None => {}
+                Some(Err(reason)) => found.push(Judgement {
+                    subject: format!("{} {}", thread.name, thread.pid),
+                    state: State::Undecided(reason.into()),
+                    ..Judgement::default()
+                }),
+                Some(Ok(one)) => {
+                    let rank = |found: &Found<'_>| (found.level, found.turning.open_ns);
+                    if worst.get(&thread.pid).is_none_or(|known| rank(known) < rank(&one)) {
+                        worst.insert(thread.pid, one);
+                    }
+                }
+            }
+        }
+        found.retain(|judgement| {
+            !worst
+                .values()
+                .any(|one| judgement.subject == format!("{} {}", one.thread.name, one.thread.pid))
+        });
+        found.extend(worst.values().map(|one| one.judgement(seen)));
+        let round = self.round;
+        self.habits.retain(|_, habit| habit.round == round);
+    }
+}

@@ -1,0 +1,22 @@
+//! Stalls: loops that do not turn, threads that get no CPU, tasks that cannot even be killed.
+
+pub mod blocked;
+pub mod event_loop;
+mod stack;
+pub mod steal;
+#[cfg(test)]
+mod tests;
+pub mod throttled;
+
+/// A second.
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// Seconds, for people.
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / SECOND_NS as f64
+}
+
+/// Percent, for people.
+fn percent(ratio: f64) -> f64 {
+    (ratio * 100.0).round()
+}

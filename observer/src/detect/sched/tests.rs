@@ -1,0 +1,311 @@
+//! Stalls in, findings out.
+
+use proptest::prelude::*;
+
+use super::{blocked, event_loop, steal, throttled};
+use crate::{
+    detect::{
+        Finding, Group, Seen,
+        testing::{SECOND, findings, process, told, with},
+    },
+    identity::{Pm2, Process},
+    signal::sched::{BlockedTask, CpuCgroup, EventLoop, Thread, View},
+    snapshot::Snapshot,
+};
+
+const MS: u64 = 1_000_000;
+
+fn host(sched: View) -> Snapshot {
+    Snapshot { sched, ..Snapshot::default() }
+}
+
+fn thread(pid: u32, name: &str) -> Thread {
+    Thread { pid, tid: pid, name: name.into(), listens: Some(true), ..Thread::default() }
+}
+
+fn turning(turns: u64, open_ns: u64) -> EventLoop {
+    EventLoop { turns, open_ns, open_on_cpu_ns: open_ns, ..EventLoop::default() }
+}
+
+fn node(turning: EventLoop) -> Snapshot {
+    let mut node = thread(7, "node");
+    node.event_loop = Some(turning);
+    host(View { threads: vec![node], ..View::default() })
+}
+
+#[test]
+fn an_open_turn_is_told_at_the_next_tick() {
+    #[track_caller]
+    fn check(open_ms: &[u64], change: fn(&mut Thread), expect: &str) {
+        let snapshots = open_ms.iter().map(|ms| {
+            let mut snapshot = node(turning(1000, ms * MS));
+            snapshot.sched.threads.iter_mut().for_each(change);
+            snapshot
+        });
+        assert_eq!(told(&event_loop::KIND, SECOND, snapshots), expect, "{open_ms:?}");
+    }
+    let growing: Vec<u64> = (0..12).map(|second| second * 1000).collect();
+    check(&growing, |_| (), "2:WARN 11:CRITICAL");
+    check(&[0, 990, 0, 990, 0], |_| (), "");
+    check(&[0, 1010, 0, 0, 0, 0, 0, 0, 0], |_| (), "2:WARN 8:clear");
+    // Nobody waits for a worker's turn; the first process reads its configuration.
+    check(&growing, |thread| thread.listens = Some(false), "2:WATCH 11:WARN");
+    check(&growing, |thread| (thread.pid, thread.tid) = (1, 1), "2:WATCH 11:WARN");
+    // One of a runtime's many threads, of which nothing is known yet.
+    check(&growing, |thread| thread.tid = 9, "2:WATCH");
+    // It computes at its start.
+    check(&growing, |thread| thread.event_loop.as_mut().expect("a loop").turns = 3, "");
+}
+
+#[test]
+fn a_worker_under_pm2_serves_though_it_does_not_listen() {
+    let pm2 = Pm2 { app: "shop".into(), instance: Some(0), ..Pm2::default() };
+    let worker = Process { pm2: Some(pm2), ..process(7, "node") };
+    let snapshots = [0, 1000].map(|ms| {
+        let mut snapshot = with(node(turning(1000, ms * MS)), [worker.clone()]);
+        snapshot.sched.threads[0].listens = Some(false);
+        snapshot
+    });
+    assert_eq!(told(&event_loop::KIND, SECOND, snapshots), "2:WARN");
+}
+
+#[test]
+fn a_turn_that_ended_between_two_ticks_is_told() {
+    let ended = |max_ms, second: u64| {
+        let max_ns = if second >= 5 { max_ms * MS } else { 0 };
+        node(EventLoop { max_ns, ..turning(1000, 0) })
+    };
+    let run = |max_ms| told(&event_loop::KIND, SECOND, (0..20).map(|second| ended(max_ms, second)));
+    assert_eq!(run(1500), "6:WARN 12:WATCH");
+    assert_eq!(run(250), "6:WATCH");
+    assert_eq!(run(150), "");
+}
+
+#[test]
+fn a_loop_that_lags_is_watched() {
+    let lags = |recent_turns, p99_ms| {
+        let turning = EventLoop { recent_turns, p99_ns: p99_ms * MS, ..turning(1000, 0) };
+        told(&event_loop::KIND, SECOND, [node(turning)])
+    };
+    assert_eq!([lags(500, 134), lags(500, 33), lags(10, 134)], ["1:WATCH", "", ""]);
+}
+
+#[test]
+fn threads_that_are_often_long_in_a_turn_are_no_loops_that_serve() {
+    // Go's runtime: several threads poll, and each of them does something else for a while.
+    let go = |second: u64| {
+        let threads = (7..10).map(|tid| {
+            let busy = (second + u64::from(tid) * 7) % 30;
+            let event_loop = Some(EventLoop {
+                open_blocked_ns: busy * SECOND,
+                open_on_cpu_ns: 0,
+                ..turning(1000 + second, busy * SECOND)
+            });
+            Thread { tid, event_loop, ..thread(7, "dockerd") }
+        });
+        host(View { threads: threads.collect(), ..View::default() })
+    };
+    assert_eq!(told(&event_loop::KIND, SECOND, (0..600).map(go)), "1:WATCH");
+    // Netty: several loops, of which one hangs.
+    let netty = |second: u64| {
+        let threads = (7..10).map(|tid| {
+            let open_ns = if tid == 9 { second.saturating_sub(100) * SECOND } else { 0 };
+            let event_loop = Some(turning(10_000 + second, open_ns));
+            Thread { tid, event_loop, ..thread(7, "java") }
+        });
+        host(View { threads: threads.collect(), ..View::default() })
+    };
+    assert_eq!(told(&event_loop::KIND, SECOND, (0..112).map(netty)), "102:WARN 111:CRITICAL");
+}
+
+#[test]
+fn the_split_says_why() {
+    #[track_caller]
+    fn check(split_s: [u64; 3], stack: &str, expect: &str, culprit: Option<&str>) {
+        let [computes, waits, blocked] = split_s.map(|seconds| seconds * SECOND);
+        let open = EventLoop {
+            open_on_cpu_ns: computes,
+            open_waiting_ns: waits,
+            open_blocked_ns: blocked,
+            ..turning(1000, computes + waits + blocked)
+        };
+        let mut snapshot = node(open);
+        if !stack.is_empty() {
+            let stack = stack.split(' ').map(str::to_owned).collect();
+            let task =
+                BlockedTask { pid: 7, tid: 7, blocked_ns: blocked, stack, ..Default::default() };
+            snapshot.sched.blocked.push(task);
+        }
+        let found = findings(&event_loop::KIND, SECOND, [snapshot]);
+        let finding = &found.first().expect("something is told").2;
+        assert!(finding.message.contains(expect), "{}", finding.message);
+        let named = finding.culprit.as_ref().map(|party| party.title.as_str());
+        assert_eq!(named, culprit, "{split_s:?}");
+    }
+    check([3, 1, 1], "", "it computes", Some("node 7"));
+    check([0, 4, 1], "", "it waits for a CPU", None);
+    check([0, 0, 5], "io_schedule ext4_file_write", "it waits for a disk", Some("disk"));
+    check([0, 0, 5], "io_schedule filemap_fault", "a page that has to be read", None);
+    check([0, 0, 5], "", "a child process, another thread or a lock", Some("node 7"));
+}
+
+#[test]
+fn a_quota_matters_if_a_service_waits() {
+    #[track_caller]
+    fn check(throttled_ratio: f64, waits: f64, cgroup: &str, expect: &str) {
+        let mut shop = thread(7, "node");
+        (shop.run_delay_ratio, shop.on_cpu_ratio) = (waits, 0.1);
+        let group = CpuCgroup { path: "/a/shop".into(), throttled_ratio, ..CpuCgroup::default() };
+        let sched = View { threads: vec![shop], throttled: vec![group], ..View::default() };
+        let owner = Process { cgroup: cgroup.into(), ..process(7, "node") };
+        let snapshots = (0..60).map(|_| with(host(sched.clone()), [owner.clone()]));
+        assert_eq!(told(&throttled::KIND, SECOND, snapshots), expect, "{throttled_ratio} {waits}");
+    }
+    check(0.95, 0.9, "/a/shop", "7:WATCH 8:WARN 16:CRITICAL");
+    check(0.95, 0.9, "/a/shop/worker", "7:WATCH 8:WARN 16:CRITICAL");
+    check(0.4, 0.2, "/a/shop", "8:WATCH 11:WARN");
+    check(1.0, 0.0, "/a/shop", "7:WATCH");
+    check(1.0, 0.9, "/a/shop-of-others", "7:WATCH");
+    check(0.05, 0.9, "/a/shop", "");
+    check(f64::NAN, f64::NAN, "/a/shop", "");
+}
+
+#[test]
+fn stolen_time_is_told_when_it_lasts() {
+    #[track_caller]
+    fn check(steal: &[(u64, f64, f64)], expect: &str) -> Option<Finding> {
+        let snapshots = steal.iter().flat_map(|(seconds, steal_ratio, busy_ratio)| {
+            let sched =
+                View { steal_ratio: *steal_ratio, busy_ratio: *busy_ratio, ..View::default() };
+            (0..*seconds).map(move |_| host(sched.clone()))
+        });
+        let snapshots: Vec<_> = snapshots.collect();
+        assert_eq!(told(&steal::KIND, SECOND, snapshots.clone()), expect, "{steal:?}");
+        findings(&steal::KIND, SECOND, snapshots).pop().map(|(_, _, finding)| finding)
+    }
+    check(&[(600, 0.04, 0.5)], "");
+    check(&[(60, 0.0, 0.5), (15, 0.3, 0.5), (120, 0.0, 0.5)], "");
+    let told = check(&[(60, 0.0, 0.1), (120, 0.3, 0.3)], "104:WATCH 109:WARN");
+    assert_eq!(told.and_then(|f| f.culprit).map(|p| p.group), Some(Group::Kernel));
+    check(&[(60, 0.0, 0.1), (300, 0.85, 0.05)], "102:WATCH 103:WARN 110:CRITICAL");
+    let told = check(&[(3600, 0.0, 0.9), (200, 0.7, 0.2)], "3642:WATCH 3644:WARN");
+    let message = told.map(|finding| finding.message).unwrap_or_default();
+    assert!(message.contains("credits are spent"), "{message}");
+}
+
+/// Tasks as (pid, seconds that it waits, stack).
+fn hanging(tasks: &[(u32, u64, &str)]) -> Snapshot {
+    let row = |(pid, seconds, stack): &(u32, u64, &str)| BlockedTask {
+        pid: *pid,
+        tid: *pid,
+        name: "task".into(),
+        blocked_ns: seconds * SECOND,
+        stack: stack.split(' ').map(str::to_owned).collect(),
+    };
+    let sched = View {
+        blocked: tasks.iter().map(row).collect(),
+        threads: vec![thread(7, "postgres")],
+        ..View::default()
+    };
+    let kernel = Process { parent_pid: 2, ..process(50, "kworker/0:1") };
+    with(host(sched), [process(7, "postgres"), kernel])
+}
+
+#[test]
+fn tasks_that_hang_count_by_who_and_how_long() {
+    #[track_caller]
+    fn check(tasks: &[(u32, u64, &str)], expect: &str) {
+        let found = findings(&blocked::KIND, SECOND, [hanging(tasks)]);
+        let told: Vec<_> = found
+            .iter()
+            .map(|(_, level, finding)| format!("{level} {}", finding.subject))
+            .collect();
+        assert_eq!(told.join(", "), expect, "{tasks:?}");
+    }
+    const DISK: &str = "io_schedule ext4_file_write_iter";
+    check(&[(7, 2, DISK)], "");
+    check(&[(7, 3, DISK)], "WATCH disk");
+    check(&[(7, 10, DISK)], "WARN disk");
+    check(&[(7, 60, DISK)], "CRITICAL disk");
+    // A backup's sync: nobody waits for it.
+    check(&[(8, 59, DISK)], "WATCH disk");
+    check(&[(8, 60, DISK)], "WARN disk");
+    check(&[(8, 10, DISK), (9, 3, DISK), (10, 3, DISK)], "WARN disk");
+    let many: Vec<_> = (100..116).map(|pid| (pid, 10, DISK)).collect();
+    check(&many, "CRITICAL disk");
+    // What nobody waits for, or waits by design.
+    check(&[(50, 600, DISK)], "");
+    check(&[(7, 600, "wait_for_vfork_done kernel_clone")], "");
+    // Locks count with what explains them.
+    check(&[(8, 5, DISK), (7, 12, "__mutex_lock ext4_sync")], "WARN disk");
+    check(&[(7, 12, "__mutex_lock foo")], "WARN kernel lock");
+    check(
+        &[(7, 12, "rpc_wait_bit_killable nfs_x"), (8, 4, DISK)],
+        "WATCH disk, WARN network file system",
+    );
+    check(&[(7, 12, "0xffff")], "WARN unknown");
+}
+
+#[test]
+fn a_disk_that_is_slow_again_and_again_is_told() {
+    const DISK: &str = "jbd2_log_wait_commit ext4_sync_file";
+    let slow = |second: u64| hanging(if second % 5 == 4 { &[] } else { &[(7, 2, DISK)] });
+    let once = |second: u64| hanging(if second % 5 == 4 { &[(7, 2, DISK)] } else { &[] });
+    assert_eq!(told(&blocked::KIND, SECOND, (0..60).map(slow)), "22:WARN");
+    assert_eq!(told(&blocked::KIND, SECOND, (0..60).map(once)), "");
+}
+
+fn anything() -> impl Strategy<Value = Snapshot> {
+    let numbers = proptest::collection::vec(any::<u64>(), 8);
+    let ratios = proptest::collection::vec(any::<f64>(), 5);
+    (numbers, ratios, any::<Option<bool>>()).prop_map(|(numbers, ratios, listens)| {
+        let [turns, gaps, max_ns, open_ns, on_cpu, waiting, recent_turns, p99_ns] = numbers[..]
+        else {
+            return Snapshot::default();
+        };
+        let event_loop = EventLoop {
+            turns,
+            gaps,
+            max_ns,
+            open_ns,
+            open_on_cpu_ns: on_cpu,
+            open_waiting_ns: waiting,
+            recent_turns,
+            p99_ns,
+            ..EventLoop::default()
+        };
+        let mut one = thread(turns as u32 % 3, "node");
+        (one.on_cpu_ratio, one.run_delay_ratio, one.listens) = (ratios[0], ratios[1], listens);
+        one.event_loop = Some(event_loop);
+        let task =
+            BlockedTask { pid: gaps as u32 % 3, blocked_ns: open_ns, ..BlockedTask::default() };
+        let group = CpuCgroup { throttled_ratio: ratios[2], ..CpuCgroup::default() };
+        host(View {
+            threads: vec![one.clone(), one],
+            blocked: vec![task],
+            throttled: vec![group],
+            steal_ratio: ratios[3],
+            busy_ratio: ratios[4],
+            ..View::default()
+        })
+    })
+}
+
+proptest! {
+    #[test]
+    fn no_snapshot_is_too_strange(snapshots in proptest::collection::vec((anything(), any::<u64>()), 0..8)) {
+        let config = crate::config::Config::default_for_tests(&crate::config::all_settings());
+        for kind in [&event_loop::KIND, &throttled::KIND, &steal::KIND, &blocked::KIND] {
+            let mut detector = (kind.detector)(&config);
+            for (snapshot, elapsed_ns) in &snapshots {
+                let mut found = Vec::new();
+                let seen = Seen { snapshot, now_ns: *elapsed_ns, elapsed_ns: *elapsed_ns };
+                detector.look(&seen, &mut found);
+                for judgement in found {
+                    prop_assert!(!judgement.subject.is_empty() || kind.name == "sched.throttled");
+                    prop_assert!(judgement.evidence.iter().all(|e| e.value.is_finite()), "{judgement:?}");
+                }
+            }
+        }
+    }
+}
