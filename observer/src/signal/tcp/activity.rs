@@ -63,7 +63,9 @@ pub fn activity(row: &SocketRow, since: Since, hz: u64, age_ns: u64) -> (Activit
     }
     let time_out_ns = u64::from(row.rto_jiffies) * 1_000_000_000 / hz.max(1);
     let patience = nanos(DEAD_AFTER).max(time_out_ns.saturating_mul(8));
-    if row.packets_out > 0 && (row.timeouts >= DEAD_TIMEOUTS || since.acknowledged_ns > patience) {
+    // After a rest, what was just sent is in flight although the last acknowledgement is old: that is no sign yet.
+    let overdue = row.timeouts > 0 && since.acknowledged_ns > patience;
+    if row.packets_out > 0 && (row.timeouts >= DEAD_TIMEOUTS || overdue) {
         return (Activity::HalfOpen, since.acknowledged_ns);
     }
     if row.unread_bytes > 0 && received >= nanos(UNREAD_AFTER) {
@@ -173,11 +175,15 @@ mod tests {
             row.acknowledged_jiffies = 10_000 - 400;
         };
         check(row(Some(350), Some(1000), dead), Activity::HalfOpen, 1.6);
-        let silent = |row: &mut SocketRow| {
-            row.packets_out = 1;
-            row.acknowledged_jiffies = 10_000 - 1500;
+        let silent = |timeouts| {
+            move |row: &mut SocketRow| {
+                (row.packets_out, row.timeouts) = (1, timeouts);
+                row.acknowledged_jiffies = 10_000 - 1500;
+            }
         };
-        check(row(Some(1400), Some(2000), silent), Activity::HalfOpen, 6.0);
+        check(row(Some(1400), Some(2000), silent(1)), Activity::HalfOpen, 6.0);
+        // The first question after a rest, on its way.
+        check(row(Some(0), Some(1500), silent(0)), Activity::Waiting, 0.0);
         let closed = |row: &mut SocketRow| {
             row.window_bytes = 0;
             row.probes = 2;
