@@ -6,6 +6,7 @@
 //! the events. [`ALL`] is the one list that export, `top`, docs and config read. A new kind: a file with a detector and its
 //! [`Kind`], and a line in [`ALL`].
 
+mod connection;
 mod finding;
 mod incident;
 mod judgement;
@@ -51,6 +52,11 @@ pub const ALL: &[&Kind] = &[
     &sched::throttled::KIND,
     &sched::steal::KIND,
     &sched::blocked::KIND,
+    // Connections.
+    &connection::dead::DEAD_PEER,
+    &connection::waiting::FROZEN_PEER,
+    &connection::waiting::PILE_UP,
+    &connection::waiting::LONG_WAIT,
 ];
 
 /// All detectors and what they have found.

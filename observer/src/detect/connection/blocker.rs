@@ -1,0 +1,77 @@
+//! Who holds what the others wait for: from the order in time alone, no payload is looked at.
+//!
+//! PostgreSQL's lock queue is fair: a migration that waits for a report stops everybody who comes later. So the one to name is
+//! the last outsider that had begun to wait before the crowd did, not the one that waits longest.
+
+use std::collections::BTreeSet;
+
+use super::{SECOND, habits::Habits};
+use crate::signal::tcp::{Activity, Connection};
+
+/// The crowd's first question may have been sent this much before the blocker's, and be answered late all the same.
+const SLACK_NS: u64 = 500_000_000;
+/// An outsider that began longer before has been harmless for that long.
+const WAITING_NS: u64 = 30 * SECOND;
+/// One that fell silent so shortly before the crowd began may be in the midst of a transaction.
+const SILENT_NS: u64 = 5 * SECOND;
+
+/// A connection that others probably wait for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Blocker {
+    /// Its owner.
+    pub(super) pid: u32,
+    /// Its command name.
+    pub(super) name: String,
+    /// What it does: `waits` or `is silent`.
+    pub(super) what: &'static str,
+    /// For how long.
+    pub(super) for_ns: u64,
+    /// Whether it is the only one that was there at that time, and no more is known.
+    pub(super) guessed: bool,
+}
+
+/// `late`: the crowd, the longest waiting first; `here`: all connections to the endpoint.
+pub(super) fn find(late: &[&Connection], here: &[&Connection], habits: &Habits) -> Option<Blocker> {
+    let oldest_ns = late.first()?.activity_ns;
+    let blocker = |row: &Connection, what, guessed| Blocker {
+        pid: row.pid,
+        name: row.name.clone(),
+        what,
+        for_ns: row.activity_ns,
+        guessed,
+    };
+    // The crowd is who waits in numbers; a program with one connection in it may be whom it waits for.
+    let crowd: BTreeSet<u32> = crowd_of(late);
+    let first_ns = late
+        .iter()
+        .filter(|row| crowd.contains(&row.pid))
+        .map(|row| row.activity_ns)
+        .max()
+        .unwrap_or(oldest_ns);
+    let outsiders = || here.iter().filter(|row| row.pid != 0 && !crowd.contains(&row.pid));
+    let before = |row: &&&Connection, most_ns: u64| {
+        row.activity_ns.saturating_add(SLACK_NS) >= first_ns
+            && row.activity_ns <= first_ns.saturating_add(most_ns)
+    };
+    let waits = outsiders()
+        .filter(|row| row.activity == Activity::Waiting && !habits.is_habit(row))
+        .filter(|row| before(row, WAITING_NS))
+        .min_by_key(|row| row.activity_ns);
+    if let Some(row) = waits {
+        return Some(blocker(row, "waits", false));
+    }
+    let mut silent = outsiders()
+        .filter(|row| row.activity == Activity::Idle && row.last_receive_ns.is_some())
+        .filter(|row| before(row, SILENT_NS));
+    match (silent.next(), silent.next()) {
+        (Some(row), None) => Some(blocker(row, "is silent", true)),
+        _ => None,
+    }
+}
+
+/// The processes with the most waits; all that have as many as the first.
+fn crowd_of(late: &[&Connection]) -> BTreeSet<u32> {
+    let waits = |pid: u32| late.iter().filter(|row| row.pid == pid).count();
+    let most = late.iter().map(|row| waits(row.pid)).max().unwrap_or(0);
+    late.iter().map(|row| row.pid).filter(|pid| waits(*pid) * 2 > most || most < 2).collect()
+}

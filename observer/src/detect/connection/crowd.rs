@@ -1,0 +1,218 @@
+//! Who waits at an endpoint for longer than is usual there, and what that means: one long query, a pile-up behind a lock, or
+//! a server that stands still.
+
+use std::collections::BTreeMap;
+
+use super::{
+    QUESTION_AND_ANSWER, SECOND,
+    blocker::{self, Blocker},
+    endpoint,
+    habits::Habits,
+    is_client, server,
+};
+use crate::{
+    detect::{Level, Seen},
+    signal::tcp::{Activity, Connection},
+};
+
+/// Connections that must wait before it is more than slow queries.
+const MANY: usize = 3;
+/// A pile-up is one when the longest has waited for as long.
+const PILE_UP_NS: u64 = 3 * SECOND;
+/// Statements of a report are started together, within as long; those who run into a lock come one after the other.
+const TOGETHER_NS: u64 = SECOND / 2;
+/// Silence of a busy endpoint that is not a pause of its disk or of its garbage collector.
+const FROZEN_NS: u64 = 5 * SECOND;
+/// A new connection is greeted at once by a server that lives.
+const GREETING_NS: u64 = 2 * SECOND;
+/// After that it is not mended by itself.
+const CRITICAL_NS: u64 = 30 * SECOND;
+
+/// What the waits at an endpoint mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// One or two long queries.
+    Alone,
+    /// Many wait, others are answered.
+    PileUp(Level),
+    /// Nobody is answered any more.
+    Frozen(Level),
+}
+
+/// Connections that wait for longer than usual at an endpoint.
+pub(super) struct Crowd<'a> {
+    /// They, the longest waiting first; at least one.
+    pub(super) late: Vec<&'a Connection>,
+    /// Open connections of their processes to the endpoint.
+    pub(super) open: usize,
+    /// Since when nothing came from the endpoint.
+    pub(super) silent_ns: u64,
+    /// What an answer usually takes.
+    pub(super) usual_ns: u64,
+    /// Whom they wait for, if it looks like one of the other clients.
+    pub(super) blocker: Option<Blocker>,
+    pub(super) verdict: Verdict,
+}
+
+/// Finds the crowds of a look.
+pub(super) struct Crowds {
+    habits: Habits,
+    least_ns: u64,
+}
+
+impl Crowds {
+    /// No wait shorter than `least_ns` counts.
+    pub(super) fn new(least_ns: u64) -> Self {
+        Self { habits: Habits::default(), least_ns }
+    }
+
+    /// Looks, and learns what is usual.
+    pub(super) fn look<'a>(&mut self, seen: &Seen<'a>) -> Vec<Crowd<'a>> {
+        self.habits.learn(seen);
+        let rows = &seen.snapshot.tcp.connections;
+        let mut late: BTreeMap<(&str, u16), Vec<&Connection>> = BTreeMap::new();
+        for row in rows.iter().filter(|row| self.is_late(row)) {
+            late.entry(endpoint(row)).or_default().push(row);
+        }
+        let mut crowds = Vec::new();
+        for (at, late) in late {
+            let here: Vec<_> =
+                rows.iter().filter(|row| is_client(row) && endpoint(row) == at).collect();
+            crowds.extend(self.crowd(seen, late, &here));
+        }
+        for crowd in &crowds {
+            if let Verdict::PileUp(level) | Verdict::Frozen(level) = crowd.verdict
+                && level >= Level::Warn
+            {
+                self.habits.excuse(&crowd.late);
+            }
+        }
+        crowds
+    }
+
+    /// An answer that takes longer than usual. Of a program whose answers were not seen yet, nothing can be said.
+    fn is_late(&self, row: &Connection) -> bool {
+        is_client(row)
+            && matches!(row.activity, Activity::Waiting | Activity::ZeroWindow)
+            && row.activity_ns >= self.least_ns
+            && self.habits.late_after_ns(row, self.least_ns).is_some_and(|ns| row.activity_ns >= ns)
+            && !self.habits.is_habit(row)
+    }
+
+    /// `here`: all connections to the endpoint.
+    fn crowd<'a>(
+        &self,
+        seen: &Seen<'a>,
+        mut late: Vec<&'a Connection>,
+        here: &[&'a Connection],
+    ) -> Option<Crowd<'a>> {
+        late.sort_by_key(|row| std::cmp::Reverse(row.activity_ns));
+        let longest = *late.first()?;
+        let mut pids: BTreeMap<u32, (usize, usize)> = BTreeMap::new();
+        for row in &late {
+            pids.entry(row.pid).or_default().0 += 1;
+        }
+        for row in here {
+            if let Some((_, open)) = pids.get_mut(&row.pid) {
+                *open += 1;
+            }
+        }
+        let mut crowd = Crowd {
+            open: pids.values().map(|(_, open)| open).sum(),
+            silent_ns: here.iter().filter_map(|row| row.last_receive_ns).min().unwrap_or(u64::MAX),
+            usual_ns: self.habits.usual_ns(longest).unwrap_or_default(),
+            blocker: blocker::find(&late, here, &self.habits),
+            verdict: Verdict::Alone,
+            late,
+        };
+        // One connection of a process that has others may wait for its turn as a leader, or for an event.
+        let held = |(late, open): &&(usize, usize)| *late >= 2 || late == open;
+        let stuck = pids.values().filter(held).map(|(late, _)| late).sum();
+        crowd.verdict = self
+            .frozen(seen, &crowd, here)
+            .or_else(|| pile_up(&crowd, stuck))
+            .unwrap_or(Verdict::Alone);
+        Some(crowd)
+    }
+
+    /// Nothing is answered that was asked since some instant: the server stands still. In a pile-up, some wait for long
+    /// while others are answered.
+    fn frozen(&self, seen: &Seen<'_>, crowd: &Crowd<'_>, here: &[&Connection]) -> Option<Verdict> {
+        let longest = *crowd.late.first()?;
+        if here.iter().any(|row| row.activity == Activity::HalfOpen) {
+            return None;
+        }
+        let slack_ns = self.habits.late_after_ns(longest, SECOND)?;
+        let after_ns = crowd.silent_ns.saturating_add(slack_ns);
+        let after = crowd.late.iter().filter(|row| row.activity_ns <= after_ns).count();
+        let before = crowd.late.len() - after;
+        let certain = is_certain(seen, crowd, here);
+        let blocked = crowd.blocker.as_ref().is_some_and(|blocker| !blocker.guessed);
+        let asked_ns = seen.now_ns.saturating_sub(crowd.silent_ns.min(longest.activity_ns));
+        let busy = self.habits.was_busy(longest, asked_ns);
+        if !certain && (blocked || !busy || after < 2) || before * 2 > after || after == 0 {
+            return None;
+        }
+        let known = certain || QUESTION_AND_ANSWER.contains(&longest.system.as_str());
+        let sure = crowd.silent_ns >= self.habits.late_after_ns(longest, FROZEN_NS)?;
+        Some(Verdict::Frozen(match (sure, known) {
+            (false, _) | (_, false) => Level::Watch,
+            (true, true) if crowd.silent_ns >= CRITICAL_NS && (certain || after >= MANY) => {
+                Level::Critical
+            }
+            (true, true) => Level::Warn,
+        }))
+    }
+}
+
+/// What only a process that stands still does: it reads nothing, greets nobody, or turns no more.
+fn is_certain(seen: &Seen<'_>, crowd: &Crowd<'_>, here: &[&Connection]) -> bool {
+    let ungreeted = |row: &Connection| {
+        row.activity == Activity::Waiting
+            && row.received_bytes == 0
+            && row.sent_bytes > 0
+            && row.activity_ns >= GREETING_NS
+    };
+    here.iter().any(|row| row.activity == Activity::ZeroWindow || ungreeted(row))
+        || crowd.late.first().is_some_and(|row| turns_no_more(seen, row).is_some())
+}
+
+/// For how long the event loop of a server on this host, such as Redis, has been in one turn.
+pub(super) fn turns_no_more(seen: &Seen<'_>, row: &Connection) -> Option<u64> {
+    let pid = server(seen, row).pid?;
+    let threads = seen.snapshot.sched.threads.iter();
+    let main = threads.filter(|thread| thread.pid == pid && thread.tid == pid);
+    let open_ns = main.filter_map(|thread| thread.event_loop.as_ref()).map(|turn| turn.open_ns);
+    open_ns.max().filter(|open_ns| *open_ns >= SECOND)
+}
+
+/// `stuck`: waits in processes that wait with more than one connection, or with all they have.
+fn pile_up(crowd: &Crowd<'_>, stuck: usize) -> Option<Verdict> {
+    let longest = crowd.late.first()?;
+    if crowd.late.len() < MANY {
+        return None;
+    }
+    let third_ns = crowd.late.get(MANY - 1).map_or(0, |row| row.activity_ns);
+    let all = stuck * 10 >= crowd.open * 9;
+    let joined = crowd.late.len() - most_together(&crowd.late) >= MANY - 1;
+    let known = QUESTION_AND_ANSWER.contains(&longest.system.as_str());
+    let many = stuck >= MANY && stuck * 5 >= crowd.open && (joined || all);
+    Some(Verdict::PileUp(match known && many && longest.activity_ns >= PILE_UP_NS {
+        false => Level::Watch,
+        true if all && stuck > MANY && third_ns >= CRITICAL_NS => Level::Critical,
+        true => Level::Warn,
+    }))
+}
+
+/// The most questions that were asked at about the same time; the longest waiting come first.
+fn most_together(late: &[&Connection]) -> usize {
+    let with = |first: &&Connection| {
+        let together = |row: &&&Connection| {
+            row.activity_ns <= first.activity_ns
+                && first.activity_ns - row.activity_ns <= TOGETHER_NS
+        };
+        late.iter().filter(together).count()
+    };
+    // Beyond some dozens, the answer is the same.
+    late.iter().take(64).map(with).max().unwrap_or(0)
+}

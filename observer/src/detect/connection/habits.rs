@@ -1,0 +1,238 @@
+//! What is usual at an endpoint: how long answers take, whether it answers all the time, and which connections wait for hours
+//! in good health.
+
+use std::collections::BTreeMap;
+
+use super::{SECOND, endpoint, is_client, key};
+use crate::{
+    detect::Seen,
+    signal::tcp::{Activity, Connection},
+};
+
+/// Buckets of answer times, powers of two of microseconds: up to an hour.
+const BUCKETS: usize = 32;
+/// Answers before the median is believed.
+const MIN_ANSWERS: u32 = 8;
+/// Answers after which the older half of them is forgotten.
+const MAX_ANSWERS: u32 = 2048;
+/// Rows that are learned from at a look; more would say the same.
+const MAX_LEARNED: usize = 256;
+/// Pools, endpoints and waits remembered. Beyond it the longest unused go.
+const MAX_KNOWN: usize = 4096;
+/// Weight of the past in how busy an endpoint is.
+const BUSY_NS: f64 = 60e9;
+/// An endpoint is busy if answers came in at least this share of the looks.
+const BUSY_SHARE: f64 = 0.3;
+/// A lone wait of as long is a habit: a leader election, a replica's stream.
+const HABIT_NS: u64 = 300 * SECOND;
+/// A wait of as long that was there at the first look is one, too: nobody knows what was before.
+const FIRST_NS: u64 = 5 * SECOND;
+
+/// Times of answers, of the last few thousand.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Answers {
+    counts: [u32; BUCKETS],
+    sum: u32,
+}
+
+impl Answers {
+    pub(super) fn add(&mut self, answer_ns: u64) {
+        let bucket = (answer_ns / 1000).max(1).ilog2() as usize;
+        if let Some(count) = self.counts.get_mut(bucket.min(BUCKETS - 1)) {
+            *count += 1;
+            self.sum += 1;
+        }
+        if self.sum >= MAX_ANSWERS {
+            self.counts.iter_mut().for_each(|count| *count /= 2);
+            self.sum = self.counts.iter().sum();
+        }
+    }
+
+    /// The upper edge of the bucket below which this share of the answers lies; `None` while there are few.
+    pub(super) fn quantile_ns(&self, share: f64) -> Option<u64> {
+        if self.sum < MIN_ANSWERS {
+            return None;
+        }
+        let rank = (f64::from(self.sum) * share).ceil() as u32;
+        let mut sum = 0;
+        let bucket = self.counts.iter().position(|count| {
+            sum += count;
+            sum >= rank
+        })?;
+        Some(2000 << bucket)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    answers: Answers,
+    used_ns: u64,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Share of the looks of the last minute at which answers had come.
+    busy_ratio: f64,
+    used_ns: u64,
+}
+
+/// A connection that has been seen waiting.
+#[derive(Debug)]
+struct Wait {
+    /// Its longest age.
+    age_ns: u64,
+    asked_ns: u64,
+    habitual: bool,
+    /// It waits in an incident: that is no habit.
+    excused: bool,
+    used_ns: u64,
+}
+
+/// What was learned.
+#[derive(Debug, Default)]
+pub(super) struct Habits {
+    /// By program and endpoint: the workers of an application have the same habits, and so has the next one.
+    pools: BTreeMap<u64, Pool>,
+    endpoints: BTreeMap<u64, Known>,
+    waits: BTreeMap<u64, Wait>,
+    begun: bool,
+    turn: usize,
+}
+
+impl Habits {
+    /// Learns from a look.
+    pub(super) fn learn(&mut self, seen: &Seen<'_>) {
+        let rows = &seen.snapshot.tcp.connections;
+        // No first look is fresh: what was received before it may be of any age.
+        let fresh_ns = seen.elapsed_ns;
+        let step = rows.len() / MAX_LEARNED + 1;
+        self.turn = (self.turn + 1) % step;
+        let weight = 1.0 - (-(seen.elapsed_ns as f64) / BUSY_NS).exp();
+        for row in rows.iter().skip(self.turn).step_by(step).filter(|row| is_client(row)) {
+            let Some(received_ns) = row.last_receive_ns.filter(|ns| *ns < fresh_ns) else {
+                continue;
+            };
+            if let Some(answer_ns) = row.last_send_ns.and_then(|ns| ns.checked_sub(received_ns)) {
+                let pool = self.pools.entry(pool_key(row)).or_default();
+                pool.used_ns = seen.now_ns;
+                pool.answers.add(answer_ns);
+            }
+            let known = self.endpoints.entry(key(endpoint(row))).or_default();
+            if known.used_ns != seen.now_ns {
+                let dark_ns = seen.now_ns.saturating_sub(known.used_ns) as f64;
+                // What no answer was seen in counts as silence, all of it but the last look.
+                let silent_ns = (dark_ns - seen.elapsed_ns as f64).max(0.0);
+                known.busy_ratio *= (-silent_ns / BUSY_NS).exp();
+                known.busy_ratio += (1.0 - known.busy_ratio) * weight;
+                known.used_ns = seen.now_ns;
+            }
+        }
+        self.learn_waits(seen);
+        forget(&mut self.pools, |pool| pool.used_ns);
+        forget(&mut self.endpoints, |known| known.used_ns);
+        forget(&mut self.waits, |wait| wait.used_ns);
+        self.begun = true;
+    }
+
+    fn learn_waits(&mut self, seen: &Seen<'_>) {
+        let first = !self.begun;
+        let long = |row: &&Connection| {
+            row.activity == Activity::Waiting && is_client(row) && row.activity_ns >= SECOND
+        };
+        for row in seen.snapshot.tcp.connections.iter().filter(long) {
+            let asked_ns = seen.now_ns.saturating_sub(row.activity_ns);
+            let wait = self.waits.entry(wait_key(row)).or_insert(Wait {
+                age_ns: 0,
+                asked_ns,
+                habitual: first && row.activity_ns >= FIRST_NS,
+                excused: false,
+                used_ns: 0,
+            });
+            // Another question than before: the last one was answered after a long time, and nobody minded.
+            let again = asked_ns.saturating_sub(wait.asked_ns) >= SECOND;
+            let habit = again && wait.age_ns >= FIRST_NS || row.activity_ns >= HABIT_NS;
+            wait.habitual |= habit && !wait.excused;
+            wait.excused &= !again;
+            (wait.asked_ns, wait.age_ns, wait.used_ns) = (asked_ns, row.activity_ns, seen.now_ns);
+        }
+    }
+
+    /// These wait because of an incident, not by habit.
+    pub(super) fn excuse(&mut self, rows: &[&Connection]) {
+        for row in rows {
+            if let Some(wait) = self.waits.get_mut(&wait_key(row)) {
+                wait.excused = true;
+            }
+        }
+    }
+
+    /// Whether a connection waits for long in good health.
+    pub(super) fn is_habit(&self, row: &Connection) -> bool {
+        self.waits.get(&wait_key(row)).is_some_and(|wait| wait.habitual)
+    }
+
+    /// After which time an answer is late; `None` while too few were seen.
+    pub(super) fn late_after_ns(&self, row: &Connection, least_ns: u64) -> Option<u64> {
+        let answers = &self.pools.get(&pool_key(row))?.answers;
+        let (median_ns, slow_ns) = (answers.quantile_ns(0.5)?, answers.quantile_ns(0.95)?);
+        Some(least_ns.max(median_ns.saturating_mul(20)).max(slow_ns.saturating_mul(3)))
+    }
+
+    /// The median of a pool's answers.
+    pub(super) fn usual_ns(&self, row: &Connection) -> Option<u64> {
+        self.pools.get(&pool_key(row))?.answers.quantile_ns(0.5)
+    }
+
+    /// Whether answers came all the time until this instant.
+    pub(super) fn was_busy(&self, row: &Connection, until_ns: u64) -> bool {
+        let Some(known) = self.endpoints.get(&key(endpoint(row))) else { return false };
+        let silent_ns = until_ns.saturating_sub(known.used_ns) as f64;
+        known.busy_ratio * (-silent_ns / BUSY_NS).exp() >= BUSY_SHARE
+    }
+}
+
+fn pool_key(row: &Connection) -> u64 {
+    key((&row.name, endpoint(row)))
+}
+
+fn wait_key(row: &Connection) -> u64 {
+    key((row.pid, &row.local_address, row.local_port, endpoint(row)))
+}
+
+/// Keeps the bound: the older half goes, so that the search for them is paid for once in a while.
+fn forget<T>(known: &mut BTreeMap<u64, T>, used_ns: impl Fn(&T) -> u64) {
+    if known.len() <= MAX_KNOWN {
+        return;
+    }
+    let mut times: Vec<u64> = known.values().map(&used_ns).collect();
+    times.sort_unstable();
+    let middle = times.get(times.len() / 2).copied().unwrap_or_default();
+    let mut left = MAX_KNOWN;
+    known.retain(|_, value| {
+        let keep = used_ns(value) > middle && left > 0;
+        left -= usize::from(keep);
+        keep
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quantile_is_the_upper_edge_of_its_bucket() {
+        let mut answers = Answers::default();
+        for _ in 0..7 {
+            answers.add(1_500_000);
+        }
+        assert_eq!(answers.quantile_ns(0.5), None, "too few");
+        answers.add(u64::MAX);
+        assert_eq!(answers.quantile_ns(0.5), Some(2_048_000));
+        assert_eq!(answers.quantile_ns(0.95), Some(2000 << 31));
+        answers.add(0);
+        for _ in 0..10_000 {
+            answers.add(100_000_000);
+        }
+        assert_eq!(answers.quantile_ns(0.95), Some(131_072_000), "the old is forgotten");
+    }
+}

@@ -1,0 +1,134 @@
+//! Connections to databases and caches: who does not answer, who waits for whom, and whose pools are too many.
+//!
+//! `habits` learns how long answers take, `crowd` tells a frozen server from a lock, `blocker` says who began it; the other
+//! files are the kinds.
+
+mod blocker;
+mod crowd;
+pub mod dead;
+mod habits;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+pub mod waiting;
+
+use std::{
+    collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher as _},
+};
+
+use super::{Party, Seen, party};
+use crate::signal::tcp::{Activity, Connection};
+
+/// Parties named as victims.
+const MAX_VICTIMS: usize = 8;
+
+/// Where the numbers come from.
+const SOURCE: &str = "iter/tcp";
+
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1_000_000_000;
+
+/// What databases and caches of this host call themselves, by `db.system.name`.
+const SERVERS: &[(&str, &[&str])] = &[
+    ("postgresql", &["postgres", "pgbouncer"]),
+    ("redis", &["redis-server", "valkey-server"]),
+    ("mysql", &["mysqld", "mariadbd"]),
+    ("mariadb", &["mariadbd"]),
+    ("mongodb", &["mongod"]),
+    ("memcached", &["memcached"]),
+];
+
+/// Systems whose clients never wait for an event by habit: each question has an answer of its own. Elsewhere (Redis BLPOP,
+/// MongoDB's awaitable commands, anything unknown) a long wait is often healthy.
+const QUESTION_AND_ANSWER: &[&str] =
+    &["postgresql", "mysql", "mariadb", "microsoft.sql_server", "oracle.db", "cassandra"];
+
+/// A number that is the same for the same things; the state of the detectors is kept by it, to allocate nothing a row.
+fn key(parts: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    parts.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn is_client(row: &Connection) -> bool {
+    row.role != "server"
+}
+
+/// The database's address and port, as a client has them.
+fn endpoint(row: &Connection) -> (&str, u16) {
+    (&row.peer_address, row.peer_port)
+}
+
+/// `db.example.com:5432`, or the address where no name is known.
+fn label(row: &Connection) -> String {
+    match (row.peer_name.as_str(), row.peer_address.contains(':')) {
+        ("", true) => format!("[{}]:{}", row.peer_address, row.peer_port),
+        ("", false) => format!("{}:{}", row.peer_address, row.peer_port),
+        (name, _) => format!("{name}:{}", row.peer_port),
+    }
+}
+
+/// The database behind an endpoint: the process if it runs here and only one can be it, else the peer.
+fn server(seen: &Seen<'_>, row: &Connection) -> Party {
+    let address = &row.peer_address;
+    let here = address.starts_with("127.") || address == "::1" || *address == row.local_address;
+    let names = SERVERS.iter().find(|(system, _)| *system == row.system).map(|(_, names)| *names);
+    let is_server = |pid: &u32, names: &[&str]| {
+        seen.process(*pid).is_some_and(|process| names.contains(&process.name.as_str()))
+    };
+    if let (true, Some(names)) = (here, names) {
+        // The first of its tree: PostgreSQL's sessions are children of the one that listens.
+        let mut first = seen.snapshot.processes.iter().filter(|(pid, process)| {
+            is_server(pid, names) && !is_server(&process.parent_pid, names)
+        });
+        if let (Some((pid, process)), None) = (first.next(), first.next()) {
+            return party::process(seen.snapshot, *pid, &process.name, 1.0);
+        }
+    }
+    let mut peer = party::peer(&format!("{}:{}", row.peer_address, row.peer_port));
+    if !row.peer_name.is_empty() {
+        peer.title = format!("{} ({})", label(row), row.peer_address);
+    }
+    peer
+}
+
+/// The processes that own connections, those with the most first.
+fn owners(seen: &Seen<'_>, rows: &[&Connection]) -> Vec<Party> {
+    let mut counts: BTreeMap<u32, (&str, usize)> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.pid != 0) {
+        counts.entry(row.pid).or_insert((&row.name, 0)).1 += 1;
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|(pid, (_, count))| (std::cmp::Reverse(*count), *pid));
+    let whole = rows.len().max(1) as f64;
+    let named = counts.into_iter().take(MAX_VICTIMS);
+    named
+        .map(|(pid, (name, count))| party::process(seen.snapshot, pid, name, count as f64 / whole))
+        .collect()
+}
+
+/// Who suffers, in a sentence: `node 4711 (PM2 app shop, worker 1) and 2 more`.
+fn list(parties: &[Party]) -> String {
+    match parties {
+        [] => "an unknown process".to_owned(),
+        [one] => one.title.clone(),
+        [first, rest @ ..] => format!("{} and {} more", first.title, rest.len()),
+    }
+}
+
+/// `1 connection`, `2 connections`.
+fn count(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Nanoseconds as seconds.
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / SECOND as f64
+}
+
+fn is_stuck(row: &Connection) -> bool {
+    row.activity == Activity::HalfOpen
+        || row.activity == Activity::Connecting && row.activity_ns >= SECOND
+}

@@ -1,0 +1,228 @@
+//! Peers that die, freeze or are slow, and healthy ones that look like it.
+
+use super::testing::{DB, busy, check, host, idle, told, waiting};
+use crate::{
+    signal::tcp::{Activity, Connection},
+    snapshot::Snapshot,
+};
+
+/// The fault begins here in all tests.
+const FAULT: u64 = 60;
+
+fn half_open(row: Connection) -> Connection {
+    Connection { activity: Activity::HalfOpen, retransmits: 3, ..row }
+}
+
+/// Seconds since the fault began.
+fn since(second: u64) -> f64 {
+    second.saturating_sub(FAULT) as f64
+}
+
+/// A pool of five whose packets are dropped from a fraction of a second before the fault's first look on.
+fn black_hole(second: u64) -> Snapshot {
+    let for_s = since(second) + 0.9;
+    let rows = match second {
+        ..FAULT => busy(7, 1..6),
+        60..=61 => (1..6).map(|port| waiting(7, port, for_s)).collect(),
+        _ => (1..6).map(|port| half_open(waiting(7, port, for_s))).collect(),
+    };
+    host(second, rows)
+}
+
+#[test]
+fn a_dead_peer_is_named_within_seven_seconds_and_not_called_frozen() {
+    check(
+        FAULT + 30,
+        black_hole,
+        &["65 connection.dead_peer WARN 10.0.0.9", "77 connection.dead_peer CRITICAL 10.0.0.9"],
+    );
+}
+
+#[test]
+fn a_new_connection_that_is_not_answered_shows_it_too() {
+    let at = |second: u64| {
+        let connecting = |port| Connection {
+            activity: Activity::Connecting,
+            last_receive_ns: None,
+            ..waiting(7, port, since(second))
+        };
+        let rows = if second < FAULT { Vec::new() } else { vec![connecting(1), connecting(2)] };
+        host(second, rows)
+    };
+    check(FAULT + 40, at, &["63 connection.dead_peer WARN 10.0.0.9"]);
+}
+
+#[test]
+fn a_brief_loss_is_no_dead_peer() {
+    check(
+        200,
+        |second| {
+            if second % 30 == 0 || second % 30 == 1 {
+                host(second, (1..6).map(|port| half_open(waiting(7, port, 2.0))).collect())
+            } else {
+                host(second, busy(7, 1..6))
+            }
+        },
+        &[],
+    );
+}
+
+#[test]
+fn one_dead_path_to_a_live_peer_is_no_dead_peer() {
+    check(
+        200,
+        |second| {
+            let mut rows = busy(7, 1..6);
+            rows.push(half_open(waiting(7, 9, second as f64)));
+            host(second, rows)
+        },
+        &[],
+    );
+}
+
+#[test]
+fn looks_that_are_a_minute_apart_find_a_dead_peer_at_once() {
+    let at = |second| match second {
+        ..600 => host(second, busy(7, 1..6)),
+        _ => host(second, black_hole(second - 500).tcp.connections),
+    };
+    let found = told((0..1000).step_by(60), at);
+    assert_eq!(
+        found,
+        ["600 connection.dead_peer WARN 10.0.0.9", "660 connection.dead_peer CRITICAL 10.0.0.9"]
+    );
+}
+
+#[test]
+fn a_frozen_server_is_told_from_a_dead_one() {
+    let at = |second: u64| {
+        if second < FAULT {
+            return host(second, busy(7, 1..6));
+        }
+        let wait = |port| waiting(7, port, since(second) + 0.1 * f64::from(port));
+        host(second, (1..6).map(wait).collect())
+    };
+    check(
+        FAULT + 40,
+        at,
+        &[
+            "65 connection.frozen_peer WARN 10.0.0.9:5432",
+            "90 connection.frozen_peer CRITICAL 10.0.0.9:5432",
+        ],
+    );
+}
+
+#[test]
+fn those_who_wait_behind_a_migration_name_it() {
+    let at = |second: u64| {
+        let mut rows = vec![idle(200, 50, second as f64 + 10.0)];
+        // The report hurts nobody; the migration that waits for it does.
+        rows.push(waiting(150, 51, second as f64 + 20.0));
+        if second >= FAULT {
+            rows.push(waiting(170, 52, since(second) + 0.5));
+        }
+        for port in 1..11_u64 {
+            let asked = FAULT + port;
+            rows.push(match second >= asked {
+                true => waiting(7, port as u16, (second - asked) as f64 + 0.3),
+                false => idle(7, port as u16, 0.1),
+            });
+        }
+        host(second, rows)
+    };
+    check(
+        FAULT + 60,
+        at,
+        &[
+            "65 connection.waiting_pile_up WARN psql 170",
+            "94 connection.waiting_pile_up CRITICAL psql 170",
+        ],
+    );
+}
+
+#[test]
+fn long_queries_of_a_report_are_healthy() {
+    let at = |second: u64| {
+        let mut rows = busy(7, 1..9);
+        rows.push(waiting(7, 20, second as f64));
+        rows.push(waiting(150, 21, second as f64));
+        if second > 100 {
+            // Four statements of a nightly report, started together.
+            rows.extend((30..34).map(|port| waiting(7, port, (second - 100) as f64)));
+        }
+        host(second, rows)
+    };
+    check(700, at, &[]);
+}
+
+#[test]
+fn those_who_wait_for_events_are_healthy() {
+    let at = |second: u64| {
+        let redis = |row: Connection| Connection { system: "redis".into(), peer_port: 6379, ..row };
+        // Busy by day; at second 60 the queues are empty, and all consumers wait.
+        let rows = (1..9).map(|pid| {
+            redis(match second >= FAULT {
+                true => waiting(pid, pid as u16, since(second) + 0.2),
+                false => idle(pid, pid as u16, 0.1),
+            })
+        });
+        host(second, rows.collect())
+    };
+    check(900, at, &[]);
+}
+
+#[test]
+fn a_redis_in_one_command_is_frozen() {
+    let at = |second: u64| {
+        let local = |row: Connection| Connection {
+            system: "redis".into(),
+            peer_port: 6379,
+            peer_address: "127.0.0.1".into(),
+            ..row
+        };
+        let fault = second >= FAULT;
+        let row = |port| if fault { waiting(7, port, since(second)) } else { idle(7, port, 0.1) };
+        let mut snapshot = host(second, (1..4).map(|port| local(row(port))).collect());
+        let redis = crate::identity::Process {
+            pid: 99,
+            name: "redis-server".into(),
+            ..crate::identity::Process::default()
+        };
+        snapshot.processes.insert(99, redis.into());
+        let open_ns = if fault { second.saturating_sub(FAULT) * super::SECOND } else { 0 };
+        let turn = crate::signal::sched::EventLoop { open_ns, ..Default::default() };
+        snapshot.sched.threads.push(crate::signal::sched::Thread {
+            pid: 99,
+            tid: 99,
+            event_loop: Some(turn),
+            ..Default::default()
+        });
+        snapshot
+    };
+    check(FAULT + 20, at, &["65 connection.frozen_peer WARN redis-server 99"]);
+}
+
+#[test]
+fn slow_answers_that_are_usual_are_healthy() {
+    let at = |second: u64| {
+        let answered =
+            |port| Connection { last_send_ns: Some(1_100_000_000), ..idle(7, port, 0.1) };
+        let mut rows: Vec<_> = (1..4).map(answered).collect();
+        rows.extend((4..6).map(|port| waiting(7, port, 0.2 * f64::from(port))));
+        rows.push(waiting(7, 9, 1.0 + (second % 2) as f64));
+        host(second, rows)
+    };
+    check(300, at, &[]);
+}
+
+#[test]
+fn the_peer_is_named_as_dns_names_it() {
+    let at = |second: u64| {
+        let mut snapshot = black_hole(second);
+        for row in &mut snapshot.tcp.connections {
+            row.peer_name = "db.example".to_owned();
+        }
+        snapshot
+    };
+    check(FAULT + 6, at, &[&format!("65 connection.dead_peer WARN db.example ({DB})")]);
+}
