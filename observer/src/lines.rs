@@ -13,6 +13,7 @@ use crossbeam_queue::ArrayQueue;
 use jiff::{Timestamp, tz::TimeZone};
 
 use crate::{
+    detect,
     snapshot::Loss,
     telemetry::{Attr, Batch, Event, Span, Subject, Value},
 };
@@ -113,8 +114,16 @@ pub fn span(span: &Span) -> String {
     )
 }
 
-/// `12:00:01 WARN observer.memory.step  ...`
+/// `12:00:01 WARN observer.memory.step  ...`; of a finding the level, the kind and the sentence, and what to do.
 pub fn event(event: &Event) -> String {
+    if let Some(told) = detect::told(event) {
+        let advice = match told.advice {
+            "" => String::new(),
+            _ if told.state == "cleared" => String::new(),
+            advice => format!("; do: {advice}"),
+        };
+        return format!("{} {}{advice}", time(event.time_unix_ns), told.sentence);
+    }
     format!(
         "{} {:<5} {} [{}]",
         time(event.time_unix_ns),
@@ -186,6 +195,31 @@ mod tests {
         });
         assert!(line.contains("tcp connection"), "{line}");
         assert!(line.contains("0.500 s ECONNRESET  peer.port=5432  tcp.srtt_ns=1.5ms"), "{line}");
+    }
+
+    #[test]
+    fn a_finding_says_its_level_once() {
+        let finding = |name, state: &'static str, body: &str| {
+            let attrs = [
+                attr("observer.finding.level", "WARN"),
+                attr("observer.finding.state", state),
+                attr("observer.finding.kind", "a.b"),
+                attr("observer.finding.advice", "go"),
+            ];
+            event(&Event {
+                name,
+                severity: Severity::Warn,
+                time_unix_ns: 0,
+                body: body.to_owned(),
+                attrs: attrs.into(),
+                context: None,
+                subject: Subject::Host,
+            })
+        };
+        let line = finding(detect::FINDING, "raised", "WARN: it grows: fast");
+        assert!(line.ends_with(":00 WARN a.b: it grows: fast; do: go"), "{line}");
+        let line = finding(detect::CLEARED, "cleared", "cleared: it grows");
+        assert!(line.ends_with(":00 cleared a.b: it grows"), "{line}");
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub use self::{
         Evidence, Finding, Group, Level, Link, MAX_PIDS, Party, Quality, Undecided, View, evidence,
     },
     judgement::{Detector, Judgement, Kind, Seen, State},
-    tell::{CLEARED, FINDING},
+    tell::{CLEARED, FINDING, Told, told},
 };
 use self::{
     incident::Incident,

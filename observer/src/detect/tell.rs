@@ -11,6 +11,39 @@ pub const FINDING: &str = "observer.finding";
 /// Name of the event of a finding that is over.
 pub const CLEARED: &str = "observer.finding.cleared";
 
+/// What an event says of a finding, for those who print it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Told<'a> {
+    /// Level that the finding has, or had when it was cleared.
+    pub level: Level,
+    /// `raised`, `worse`, `better`, `culprit` or `cleared`.
+    pub state: &'a str,
+    /// What to do.
+    pub advice: &'a str,
+    /// `WARN memory.exhaustion: memory is gone in 95 s: ...`, or `cleared memory.exhaustion: ...`.
+    pub sentence: String,
+}
+
+/// Reads a finding's event; `None` if it is another event.
+pub fn told(event: &Event) -> Option<Told<'_>> {
+    if event.name != FINDING && event.name != CLEARED {
+        return None;
+    }
+    let text = |key| match &event.attrs.iter().find(|attr| attr.key == key)?.value {
+        Value::Static(text) => Some(*text),
+        Value::Str(text) => Some(&**text),
+        _ => None,
+    };
+    let level = text("observer.finding.level")?;
+    let (word, message) = event.body.split_once(": ")?;
+    Some(Told {
+        level: Level::ALL.into_iter().find(|known| known.text() == level)?,
+        state: text("observer.finding.state")?,
+        advice: text("observer.finding.advice")?,
+        sentence: format!("{word} {}: {message}", text("observer.finding.kind")?),
+    })
+}
+
 /// The event of a change.
 pub(super) fn event(
     finding: &Finding,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{ALL, CLEARED, Detect, FINDING, Level};
+use super::{ALL, CLEARED, Detect, FINDING, Level, Told, told};
 use crate::{
     config::{Config, all_settings},
     signal::Output,
@@ -38,6 +38,12 @@ fn a_finding_goes_out_as_events_and_one_trace() {
     let events: Vec<_> =
         out.batch.events.iter().map(|e| (e.name, e.time_unix_ns / SECOND)).collect();
     assert_eq!(events, [(FINDING, 12), (CLEARED, 40)]);
+    let told: Vec<_> = out.batch.events.iter().filter_map(told).collect();
+    let [raised, cleared] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!((raised.level, raised.state, cleared.state), (Level::Warn, "raised", "cleared"));
+    let says = |told: &Told<'_>, start| told.sentence.starts_with(start) && told.advice.len() > 10;
+    assert!(says(raised, "WARN agent.uplink: c:4317 does not take"), "{raised:?}");
+    assert!(says(cleared, "cleared agent.uplink: c:4317 does not take"), "{cleared:?}");
     let spans: Vec<_> = out
         .batch
         .spans

@@ -138,7 +138,9 @@ impl Detector for Blind {
                 ..Judgement::default()
             });
         }
-        let blind = health.programs.iter().filter(|row| row.verdict == Verdict::Impossible);
+        // Where the agent tells what it sees (`kmsg`) is no eye of it.
+        let eyes = health.programs.iter().filter(|row| row.signal != "agent");
+        let blind = eyes.filter(|row| row.verdict == Verdict::Impossible);
         let blind: Vec<&str> = blind.map(|row| row.name.as_str()).collect();
         if !blind.is_empty() {
             found.push(Judgement {
