@@ -4,7 +4,7 @@
 //!   [`Batch`] to the exporter and to the screen, and leaves a [`Snapshot`] for the control socket. It waits for nobody.
 //! - The *IO thread* (the calling one, tokio) exports, serves the control socket and asks child processes for symbols. It
 //!   may stall or die; the sampler does not notice.
-//! - The *lines*, *files* and *recorder* threads write to the terminal and the disk.
+//! - The *lines*, *files* and *recorder* threads write to the terminal and the disk, *alerts* to the kernel's log and systemd.
 //!
 //! Everything that can wake the sampler is in [`Wake`].
 
@@ -32,6 +32,7 @@ use tokio::{
 };
 
 use crate::{
+    alert::Alerts,
     config::{self, Config},
     control::{Lock, Server, Slot},
     export::{Exporter, Handle, resource::HostResource, settings::METRIC_INTERVAL},
@@ -49,6 +50,8 @@ const DRAIN_EVERY: Duration = Duration::from_millis(250);
 const FLUSH_WITHIN: Duration = Duration::from_millis(1500);
 /// What the recorder has must be written within this time of the last tick.
 const RECORD_WITHIN: Duration = Duration::from_millis(500);
+/// What is to be said of findings must be said within this time of the last tick.
+const SAY_WITHIN: Duration = Duration::from_millis(250);
 /// A child that names addresses is ended after this time.
 const NAMES_WITHIN: Duration = Duration::from_secs(10);
 
@@ -109,12 +112,14 @@ pub fn run(config: &Config, time: Option<Duration>, out: Option<PathBuf>) -> Res
         [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?]
     };
     announce(&sampler, config);
+    let alerts = Alerts::start(config).context("cannot start the thread that tells findings")?;
     let loop_ = Loop {
         interval: config.duration(&config::INTERVAL),
         metric_interval: config.duration(&METRIC_INTERVAL),
         sampler,
         handle: handle.clone(),
         lines,
+        alerts,
         recorder,
         shared: Arc::clone(&shared),
     };
@@ -225,6 +230,7 @@ struct Loop {
     sampler: Sampler,
     handle: Handle,
     lines: Lines,
+    alerts: Alerts,
     recorder: Option<Recorder>,
     shared: Arc<Shared>,
     interval: Duration,
@@ -263,6 +269,9 @@ impl Loop {
         if self.recorder.as_ref().is_some_and(|recorder| !recorder.finish(RECORD_WITHIN)) {
             tracing::warn!("the disk is slow: the recording lacks the last ticks");
         }
+        if !self.alerts.finish(SAY_WITHIN) {
+            tracing::warn!("the kernel's log or systemd is slow: not all findings were told there");
+        }
     }
 
     /// Waits for what comes first.
@@ -294,11 +303,15 @@ impl Loop {
         self.sampler.tick(ends);
         let recorder = self.recorder.as_ref();
         let unrecorded = recorder.map(Recorder::losses).unwrap_or_default();
-        let losses = [self.handle.losses(), vec![self.lines.loss()], unrecorded].concat();
+        let losses =
+            [self.handle.losses(), vec![self.lines.loss()], self.alerts.losses(), unrecorded]
+                .concat();
         let mut snapshot = self.sampler.snapshot(self.handle.status(), losses);
+        snapshot.health.programs.extend(self.alerts.program().cloned());
         self.sampler.judge(&mut snapshot, ends);
         let (snapshot, batch) = (Arc::new(snapshot), Arc::new(self.sampler.take_batch(points)));
         self.lines.offer(Arc::clone(&batch));
+        self.alerts.offer(&snapshot, &batch);
         self.offer(Arc::clone(&batch));
         if let Some(recorder) = recorder {
             recorder.offer(Arc::clone(&snapshot), batch);

@@ -1,6 +1,7 @@
 //! The user half of `observer`. Read `agent.rs` first.
 
 pub mod agent;
+pub mod alert;
 pub mod check;
 pub mod cli;
 pub mod config;

@@ -55,7 +55,7 @@ pub fn prepare(command: &mut Command, state: &Path) {
             command.env_remove(&name);
         }
     }
-    command.env("OBSERVER_STATE_DIR", state).current_dir(state);
+    command.env_remove("NOTIFY_SOCKET").env("OBSERVER_STATE_DIR", state).current_dir(state);
 }
 
 /// Runs the binary to its end.
@@ -148,6 +148,8 @@ impl Agent {
         let mut words = words.chain([binary.as_os_str(), OsStr::new("run"), OsStr::new("--out")]);
         let mut command = Command::new(words.next().expect("there is the binary"));
         prepare(&mut command, state.path());
+        // What a test causes is not for the log of its host.
+        command.env("OBSERVER_ALERT_KMSG", "false");
         command.args(words).arg(&out).envs(env.iter().copied());
         Self { program: Program::start(&mut command), state }
     }

@@ -160,7 +160,7 @@ pub const DNS: Setting = Setting {
 
 /// Every setting of the program: the general ones, those of each signal, those of each kind of finding.
 pub fn all_settings() -> Vec<&'static [Setting]> {
-    [SETTINGS, crate::export::settings::SETTINGS, crate::record::SETTINGS]
+    [SETTINGS, crate::export::settings::SETTINGS, crate::record::SETTINGS, crate::alert::SETTINGS]
         .into_iter()
         .chain(crate::signal::ALL.iter().map(|signal| signal.settings))
         .chain(crate::detect::ALL.iter().map(|kind| kind.settings))
