@@ -37,6 +37,8 @@ pub enum Command {
     Top(Top),
     /// Say what this kernel and these privileges allow, per program
     Check(Check),
+    /// Read a recording: what would have been found in it, as a time line
+    Replay(Replay),
     /// Print the effective configuration and where each value came from
     Config(Settings),
 }
@@ -108,6 +110,22 @@ pub struct Check {
     pub json: bool,
 }
 
+/// `observer replay`.
+#[derive(Debug, Args)]
+pub struct Replay {
+    /// Where settings come from.
+    #[command(flatten)]
+    pub settings: Settings,
+    /// Recording of `observer run --record FILE`; FILE.1 beside it is read first
+    pub file: PathBuf,
+    /// Findings only, without the recorded events (OOM kills, limits hit, failed processes)
+    #[arg(long)]
+    pub findings: bool,
+    /// One JSON object a line, in the form of the recording's events
+    #[arg(long)]
+    pub json: bool,
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = parse_duration(text).map_err(|fault| fault.to_string())?;
     if duration.is_zero() {
@@ -148,6 +166,9 @@ mod tests {
         check("observer top --once --json", "once: true, json: true");
         check("observer top --json", "--once");
         check("observer check --json", "json: true");
+        check("observer replay a.rec", "file: \"a.rec\", findings: false, json: false");
+        check("observer replay a.rec --findings --json", "findings: true, json: true");
+        check("observer replay", "<FILE>");
         check("observer config --set a=1", "set: [\"a=1\"]");
         check("observer confg", "similar subcommand exists: 'config'");
         check("observer", "Usage");

@@ -17,6 +17,7 @@ mod line_file;
 pub mod lines;
 pub mod proc;
 pub mod record;
+pub mod replay;
 pub mod sampler;
 pub mod signal;
 pub mod snapshot;

@@ -14,7 +14,7 @@ use observer::{
     cli::{self, Cli, Command},
     config::{self, Config, ConfigError, Sources},
     control::{self, ControlError, SOCKET_NAME},
-    export,
+    export, replay,
     sampler::Sampler,
     signal::tcp,
     symbolize,
@@ -83,6 +83,11 @@ fn dispatch(command: Command) -> Result<u8> {
                 &mut io::stdout().lock(),
             )?;
             return Ok(check::exit_code(&programs, probes));
+        }
+        Command::Replay(command) => {
+            let config = load(&command.settings)?;
+            let form = replay::Form { findings: command.findings, json: command.json };
+            replay::replay(&command.file, &config, form, &mut io::stdout().lock())?;
         }
         Command::Config(settings) => {
             io::stdout().lock().write_all(load(&settings)?.to_toml().as_bytes())?
