@@ -1,6 +1,7 @@
 //! `cargo xtask lab`: real hangs with real programs, and what the agent said before. docs/lab.md.
 
 mod place;
+mod replay;
 mod report;
 mod scenarios;
 mod score;
@@ -30,7 +31,10 @@ const WITNESS_GAP_S: f64 = 2.0;
 
 /// A hang that is made on purpose, with a witness beside the agent.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_precedence_over_arg = true)]
 pub(crate) struct Lab {
+    #[command(subcommand)]
+    replay: Option<replay::Replay>,
     /// Scenario, or `list`.
     scenario: Option<String>,
     /// In a guest with this kernel.
@@ -85,6 +89,9 @@ enum Outcome {
 /// Builds, runs, scores, tells.
 pub(crate) fn lab(lab: &Lab) -> Result<()> {
     let tools = setup::ensure(Purpose::Test)?;
+    if let Some(replay) = &lab.replay {
+        return replay::replay(replay, &tools);
+    }
     let all = scenarios::all(&tools)?;
     let chosen: Vec<Scenario> = match lab.scenario.as_deref() {
         Some("list") => {

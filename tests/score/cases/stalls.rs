@@ -1,0 +1,203 @@
+//! Loops that do not turn, CPUs that are not to be had, tasks that sleep for ever, programs that start again and again, and
+//! an agent that cannot send.
+
+use observer::{signal::sched::BlockedTask, snapshot::Exporter};
+
+use super::{
+    Class, Kind, PRELUDE_S,
+    base::{self, Base},
+};
+use crate::{
+    rule::Family,
+    world::{
+        World,
+        actor::{Block, Why},
+        chance::{between, log_between, pick},
+        heap::Heap,
+        pool::{POSTGRES, Use},
+    },
+};
+
+/// All of them.
+pub(super) const ALL: &[Kind] = &[
+    broken("loop-blocked-once", blocked_once),
+    broken("loop-blocked-often", blocked_often),
+    broken("cpu-starved", starved),
+    broken("cpu-throttled", throttled),
+    broken("cpu-stolen", stolen),
+    broken("disk-gone", disk_gone),
+    broken("crash-loop", crash_loop),
+    broken("exporter-held", exporter_held),
+];
+
+const fn broken(name: &'static str, build: fn(&mut World, u64)) -> Kind {
+    Kind { name, class: Class::Broken, build }
+}
+
+fn scene(world: &mut World, family: Family) -> (Base, u64) {
+    let base = base::host(world, 0.4);
+    let onset_s = world.rng.u64(PRELUDE_S);
+    world.truth.onset_s = Some(onset_s);
+    world.truth.family = Some(family);
+    (base, onset_s)
+}
+
+fn block(world: &mut World, pid: u32, length_s: f64, why: Why) {
+    let now_s = world.now_s as f64;
+    if let Some(event_loop) = world.actor(pid).and_then(|actor| actor.event_loop.as_mut()) {
+        event_loop.block = Some(Block { start_s: now_s - 0.5, length_s, why });
+    }
+}
+
+/// One turn of 1.5 to 60 s on the CPU: a giant JSON. What is answered lies unread.
+fn blocked_once(world: &mut World, _seconds: u64) {
+    let (base, onset_s) = scene(world, Family::Loops);
+    let pid = pick(&mut world.rng, &base.workers);
+    let length_s = log_between(&mut world.rng, 1.5, 60.0);
+    world.truth.culprits = vec![pid];
+    world.each_second(move |world| {
+        if world.now_s == onset_s {
+            block(world, pid, length_s, Why::OnCpu);
+        }
+        let blocked = (onset_s..onset_s + length_s as u64).contains(&world.now_s);
+        if blocked {
+            world.pools.use_for(&world.snapshot.tcp, pid, POSTGRES.port, Use::Unread, |n| n < 3);
+        } else if world.now_s == onset_s + length_s as u64 {
+            world
+                .pools
+                .use_for(&world.snapshot.tcp, pid, POSTGRES.port, Use::Pooled(0.3), |n| n < 3);
+        }
+    });
+}
+
+/// Turns of 0.3 to 0.9 s, one after the other, as long as it goes on.
+fn blocked_often(world: &mut World, _seconds: u64) {
+    let (base, onset_s) = scene(world, Family::Loops);
+    let pid = pick(&mut world.rng, &base.workers);
+    let length_s = between(&mut world.rng, 0.3, 0.9);
+    world.truth.culprits = vec![pid];
+    world.each_second(move |world| {
+        if world.now_s >= onset_s {
+            block(world, pid, length_s, Why::OnCpu);
+        }
+    });
+}
+
+/// A hog of the real-time class takes the CPUs; everybody's loops wait.
+fn starved(world: &mut World, _seconds: u64) {
+    let (base, onset_s) = scene(world, Family::Cpu);
+    let hog = between(&mut world.rng, 0.6, 0.95);
+    let who = crate::world::people::Who::session("burn", "chrt -f 50 ./burn", (0, "root"));
+    let pid = world.spawn(&who, Heap::Flat { bytes: 4e6 });
+    world.truth.culprits = vec![pid];
+    world.truth.nobody = true;
+    world.each_second(move |world| {
+        if world.now_s >= onset_s {
+            world.cpu.hog = hog;
+            world.cpu.extra = f64::from(world.machine.cpus);
+            for pid in &base.workers {
+                let length_s = log_between(&mut world.rng, 0.2, 4.0);
+                block(world, *pid, length_s, Why::Waiting);
+            }
+        }
+    });
+}
+
+/// The application's control group has used up its quota in each period.
+fn throttled(world: &mut World, _seconds: u64) {
+    let (base, onset_s) = scene(world, Family::Cpu);
+    let path = world.snapshot.processes[&base.workers[0]].cgroup.clone();
+    let ratio = between(&mut world.rng, 0.5, 1.0);
+    world.truth.names = vec!["pm2-deploy", "docker", base::APP];
+    world.truth.culprits.clone_from(&base.workers);
+    world.truth.nobody = true;
+    world.each_second(move |world| {
+        if world.now_s >= onset_s {
+            world.cpu.throttled = Some((path.clone(), ratio));
+            for pid in &base.workers {
+                block(world, *pid, 0.08, Why::Waiting);
+            }
+        }
+    });
+}
+
+/// The hypervisor takes most of the CPUs: credits are spent.
+fn stolen(world: &mut World, _seconds: u64) {
+    let (_, onset_s) = scene(world, Family::Cpu);
+    let share = between(&mut world.rng, 0.4, 0.85);
+    world.truth.nobody = true;
+    world.truth.names = vec!["steal", "hypervisor"];
+    world.each_second(move |world| {
+        if world.now_s >= onset_s {
+            world.cpu.steal = share + 0.1 * world.rng.f64();
+        }
+    });
+}
+
+/// The disk does not answer: one task after the other sleeps uninterruptibly.
+fn disk_gone(world: &mut World, _seconds: u64) {
+    let (base, onset_s) = scene(world, Family::Cpu);
+    world.truth.nobody = true;
+    world.truth.names = vec!["disk", "kernel"];
+    world.truth.culprits.clone_from(&base.workers);
+    world.each_second(move |world| {
+        if world.now_s < onset_s {
+            return;
+        }
+        let for_s = world.now_s - onset_s;
+        let stack = ["io_schedule", "folio_wait_bit_common", "filemap_fault", "do_user_addr_fault"];
+        if for_s % 30 == 0 {
+            base.workers.iter().for_each(|pid| block(world, *pid, 29.0, Why::Blocked));
+        }
+        let tasks = base.workers.iter().zip(0..=for_s);
+        world.cpu.blocked = tasks
+            .filter(|(_, number)| for_s > *number)
+            .map(|(pid, number)| BlockedTask {
+                pid: *pid,
+                tid: *pid,
+                name: "node".to_owned(),
+                blocked_ns: (for_s - number) * 1_000_000_000,
+                stack: stack.map(str::to_owned).to_vec(),
+            })
+            .collect();
+    });
+}
+
+/// A worker exits after seconds, and PM2 starts it anew.
+fn crash_loop(world: &mut World, _seconds: u64) {
+    let (base, onset_s) = scene(world, Family::Restarts);
+    let every_s = log_between(&mut world.rng, 1.5, 12.0) as u64;
+    let mut pid = base.workers[0];
+    world.truth.culprits = vec![pid];
+    world.truth.names = vec![base::APP];
+    world.each_second(move |world| {
+        if world.now_s >= onset_s && (world.now_s - onset_s).is_multiple_of(every_s) {
+            world.end(&[pid]);
+            let live = world.nominal * 0.02;
+            let heap = Heap::WarmUp { base: 30e6, plateau: live, tau_s: 10.0, age_s: 0.0 };
+            pid = base::worker(world, 0, heap);
+            world.truth.culprits.push(pid);
+        }
+    });
+}
+
+/// The collector refuses: 401.
+fn exporter_held(world: &mut World, _seconds: u64) {
+    let (_, onset_s) = scene(world, Family::Agent);
+    world.truth.nobody = true;
+    world.snapshot.health.exporters.push(Exporter {
+        name: "otlp".to_owned(),
+        destination: "http://collector:4318".to_owned(),
+        state: "open".to_owned(),
+        ..Exporter::default()
+    });
+    world.each_second(move |world| {
+        let exporter = &mut world.snapshot.health.exporters[0];
+        if world.now_s >= onset_s {
+            (exporter.state, exporter.queued) = ("held".to_owned(), world.now_s - onset_s);
+            exporter.reason = "401 Unauthorized".to_owned();
+        } else {
+            exporter.sent += 10;
+        }
+    });
+}
