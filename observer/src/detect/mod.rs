@@ -49,6 +49,7 @@ pub const ALL: &[&Kind] = &[
     &uplink::BLIND,
     // Scheduler, processes and limits.
     &sched::event_loop::KIND,
+    &sched::starvation::KIND,
     &sched::throttled::KIND,
     &sched::steal::KIND,
     &sched::blocked::KIND,

@@ -43,8 +43,16 @@ pub(super) struct Stat {
     pub(super) state: u8,
     pub(super) parent: u32,
     pub(super) flags: u64,
+    /// Time on a CPU of all its threads, also of those that are gone.
+    pub(super) own_ticks: u64,
+    /// The same of children that it has waited for.
+    pub(super) children_ticks: u64,
+    pub(super) nice: i32,
     pub(super) threads: u32,
     pub(super) start_ticks: u64,
+    pub(super) rt_priority: u32,
+    /// SCHED_* (sched(7)).
+    pub(super) policy: u32,
 }
 
 /// Reads `stat`. The name may hold anything, so fields are counted from the last `)`.
@@ -60,8 +68,13 @@ pub(super) fn stat(bytes: &[u8]) -> Option<Stat> {
     stat.state = *fields.next()?.first()?;
     stat.parent = number(fields.next()?)?;
     stat.flags = number(fields.nth(9 - 5)?)?;
-    stat.threads = number(fields.nth(20 - 10)?)?;
+    stat.own_ticks = sum(fields.nth(14 - 10)?, fields.next()?)?;
+    stat.children_ticks = sum(fields.next()?, fields.next()?)?;
+    stat.nice = number(fields.nth(19 - 18)?)?;
+    stat.threads = number(fields.next()?)?;
     stat.start_ticks = number(fields.nth(22 - 21)?)?;
+    stat.rt_priority = fields.nth(40 - 23).and_then(number).unwrap_or(0);
+    stat.policy = fields.next().and_then(number).unwrap_or(0);
     Some(stat)
 }
 
@@ -107,6 +120,10 @@ pub(super) fn status(bytes: &[u8]) -> Status {
     status
 }
 
+fn sum(user: &[u8], system: &[u8]) -> Option<u64> {
+    Some(number::<u64>(user)?.saturating_add(number(system)?))
+}
+
 fn words(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     bytes.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty())
 }
@@ -137,11 +154,14 @@ mod tests {
 
     #[test]
     fn fields_are_counted_from_the_last_bracket() {
-        let line = b"7 (a) R 1 (b)) D 4 7 7 0 -1 2097216 1 0 0 0 9 3 0 0 20 0 11 0 99 1 1";
+        let line = b"7 (a) R 1 (b)) D 4 7 7 0 -1 2097216 1 0 0 0 9 3 5 1 20 -7 11 0 99 1 1 \
+                     2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 50 1 0";
         let found = stat(line).unwrap();
         assert_eq!(&found.comm[..10], b"a) R 1 (b)");
         assert_eq!((found.state, found.parent, found.flags), (b'D', 4, 2_097_216));
+        assert_eq!((found.own_ticks, found.children_ticks, found.nice), (12, 6, -7));
         assert_eq!((found.threads, found.start_ticks), (11, 99));
+        assert_eq!((found.rt_priority, found.policy), (50, 1));
         assert_eq!(stat(b"7 (a) S 1"), None);
         assert_eq!(statm(b"100 30 20 1 0 40 0\n"), Some((30, 20)));
         assert_eq!(schedstat(b"123 45 6\n"), Some((123, 45)));

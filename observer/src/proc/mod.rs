@@ -7,6 +7,7 @@
 //! Each kind of row is read as often as its cost allows ([`Pace`]), so that a host with ten thousand processes gets older
 //! rows and not a dearer agent.
 
+mod consumers;
 mod diag;
 mod file;
 mod holders;
@@ -22,6 +23,7 @@ use observer_abi::{
     tcp::{Closed, HolderRow, Socket, SocketRow},
 };
 
+pub use self::consumers::Consumers;
 use self::{holders::look, pace::Pace, sockets::Sockets, tasks::Tasks};
 use crate::{
     signal::Now,

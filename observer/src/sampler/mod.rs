@@ -90,6 +90,7 @@ pub struct Sampler {
     kernel: Kernel,
     /// What takes the place of iterators that do not run.
     proc: proc::Rows,
+    consumers: proc::Consumers,
     files: Files,
     packets: Option<Packets>,
     names: Names,
@@ -141,6 +142,7 @@ impl Sampler {
         let hz = clock::hz();
         Ok(Self {
             proc: proc::Rows::open(kernel.programs(), &options.ports, hz),
+            consumers: proc::Consumers::default(),
             files: Files::open(Path::new("/proc")),
             packets,
             names: Names::default(),
@@ -256,6 +258,8 @@ impl Sampler {
             self.who.0.forget_dead(live.map(|row| (row.tgid, row.start_boottime_ns)));
         }
         let cgroups = self.files.cgroups.as_mut();
+        let wanted = self.sched.wants_consumers();
+        let consumers = self.consumers.read(wanted, now, elapsed_ns, &self.rows.tasks);
         let readings = Readings {
             now,
             boottime_ns: clock::boottime_ns(),
@@ -272,6 +276,7 @@ impl Sampler {
             times: read.times,
             pressure: &read.pressure,
             listeners: (self.last.holders_ns != 0).then_some(&self.listeners),
+            consumers,
             cgroups: cgroups.map_or(&[], crate::host::cgroup::Cgroups::read),
         };
         let (who, out) = (&mut self.who, &mut self.output);

@@ -44,6 +44,7 @@ impl Sampler {
         let mut pids: BTreeSet<u32> = snapshot.alloc.processes.iter().map(|row| row.pid).collect();
         pids.extend(snapshot.tcp.connections.iter().map(|row| row.pid));
         pids.extend(snapshot.sched.threads.iter().map(|row| row.pid));
+        pids.extend(snapshot.sched.consumers.iter().map(|row| row.pid));
         pids.extend(snapshot.sched.blocked.iter().map(|row| row.pid));
         pids.extend(snapshot.oom.reclaimers.iter().map(|row| row.pid));
         pids.extend(snapshot.oom.kills.iter().flat_map(|kill| [kill.victim_pid, kill.trigger_pid]));

@@ -50,6 +50,7 @@ pub(crate) fn quiet<'a>(now: Now) -> Readings<'a> {
         times: Times::default(),
         pressure: &[],
         listeners: None,
+        consumers: &[],
         cgroups: &[],
     }
 }

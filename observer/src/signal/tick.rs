@@ -88,6 +88,8 @@ pub struct Readings<'a> {
     pub pressure: &'a [PressureReading],
     /// Processes that hold a listening TCP socket; `None` until that was read.
     pub listeners: Option<&'a BTreeSet<u32>>,
+    /// Processes that use the CPU most, if [`super::sched::Sched::wants_consumers`].
+    pub consumers: &'a [super::sched::Consumer],
     /// Control groups of watched processes.
     pub cgroups: &'a [Watched],
 }

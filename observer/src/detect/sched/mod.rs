@@ -3,6 +3,7 @@
 pub mod blocked;
 pub mod event_loop;
 mod stack;
+pub mod starvation;
 pub mod steal;
 #[cfg(test)]
 mod tests;

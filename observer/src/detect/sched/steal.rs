@@ -21,7 +21,7 @@ pub static KIND: Kind = Kind {
 };
 
 /// What the host got lately, and before that.
-const SHORT: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_secs(8);
 const LONG: Duration = Duration::from_secs(1800);
 /// Share of all CPU time.
 const SOME: f64 = 0.05;

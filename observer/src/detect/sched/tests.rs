@@ -2,14 +2,14 @@
 
 use proptest::prelude::*;
 
-use super::{blocked, event_loop, steal, throttled};
+use super::{blocked, event_loop, starvation, steal, throttled};
 use crate::{
     detect::{
         Finding, Group, Seen,
         testing::{SECOND, findings, process, told, with},
     },
     identity::{Pm2, Process},
-    signal::sched::{BlockedTask, CpuCgroup, EventLoop, Thread, View},
+    signal::sched::{BlockedTask, Consumer, CpuCgroup, EventLoop, Thread, View},
     snapshot::Snapshot,
 };
 
@@ -170,6 +170,59 @@ fn a_quota_matters_if_a_service_waits() {
     check(f64::NAN, f64::NAN, "/a/shop", "");
 }
 
+/// A host on which a shop waits and runs for these shares of its time, and these programs use the CPU.
+fn short(waits: f64, runs: f64, consumers: &[(u32, &str, f64, &str)]) -> Snapshot {
+    let mut shop = thread(7, "node");
+    (shop.run_delay_ratio, shop.on_cpu_ratio) = (waits, runs);
+    let row = |(pid, name, cpu_ratio, policy): &(u32, &str, f64, &str)| Consumer {
+        pid: *pid,
+        name: (*name).into(),
+        cpu_ratio: *cpu_ratio,
+        policy: (*policy).into(),
+        rt_priority: u32::from(*policy == "fifo"),
+        ..Consumer::default()
+    };
+    let known: Vec<_> = consumers.iter().map(|(pid, name, ..)| process(*pid, name)).collect();
+    let consumers = consumers.iter().map(row).collect();
+    with(host(View { threads: vec![shop], consumers, ..View::default() }), known)
+}
+
+#[test]
+fn who_has_the_cpu_is_named_if_a_service_waits_for_it() {
+    #[track_caller]
+    fn check(snapshot: Snapshot, expect: &str, culprit: Option<&str>) {
+        let run = || (0..60).map(|_| snapshot.clone());
+        assert_eq!(told(&starvation::KIND, SECOND, run()), expect, "{:?}", snapshot.sched);
+        let found = findings(&starvation::KIND, SECOND, run());
+        let named = found.last().and_then(|(_, _, finding)| finding.culprit.as_ref());
+        assert_eq!(named.map(|party| party.title.as_str()), culprit);
+    }
+    let gzip: Vec<_> = (20..30).map(|pid| (pid, "gzip", 0.09, "other")).collect();
+    check(short(0.9, 0.05, &gzip), "12:WATCH 13:WARN 17:CRITICAL", Some("gzip (10 processes)"));
+    check(short(0.35, 0.1, &gzip), "13:WATCH 21:WARN", Some("gzip (10 processes)"));
+    // A compiler beside a service: a tenth of a second, or not much more than its own work.
+    check(short(0.15, 0.05, &gzip), "17:WATCH", Some("gzip (10 processes)"));
+    check(short(0.4, 0.4, &gzip), "13:WATCH", Some("gzip (10 processes)"));
+    check(short(0.08, 0.01, &gzip), "", None);
+    // It has too much to do itself.
+    check(short(0.9, 0.1, &[(7, "node", 1.0, "other")]), "12:WATCH", Some("node 7"));
+    // Who takes what is left is not to blame; a real-time program is.
+    let idle: Vec<_> = gzip.iter().map(|row| (row.0, row.1, 9.0, "idle")).collect();
+    let with = |row| [&idle[..], &[row]].concat();
+    let cc = with((9, "cc1", 0.5, "other"));
+    check(short(0.9, 0.05, &cc), "12:WATCH 13:WARN 17:CRITICAL", Some("cc1 9"));
+    let poller = with((9, "poller", 0.5, "fifo"));
+    check(short(0.9, 0.05, &poller), "12:WATCH 13:WARN 17:CRITICAL", Some("poller 9"));
+    let mut stolen = short(0.9, 0.05, &gzip);
+    stolen.sched.steal_ratio = 0.3;
+    check(stolen, "12:WATCH", Some("hypervisor (steal)"));
+    let mut held = short(0.9, 0.05, &gzip);
+    let group = CpuCgroup { path: "/shop".into(), throttled_ratio: 0.5, ..CpuCgroup::default() };
+    held.sched.throttled.push(group);
+    let owner = Process { cgroup: "/shop".into(), ..process(7, "node") };
+    check(self::with(held, [owner]), "", None);
+}
+
 #[test]
 fn stolen_time_is_told_when_it_lasts() {
     #[track_caller]
@@ -185,9 +238,9 @@ fn stolen_time_is_told_when_it_lasts() {
     }
     check(&[(600, 0.04, 0.5)], "");
     check(&[(60, 0.0, 0.5), (15, 0.3, 0.5), (120, 0.0, 0.5)], "");
-    let told = check(&[(60, 0.0, 0.1), (120, 0.3, 0.3)], "104:WATCH 109:WARN");
+    let told = check(&[(60, 0.0, 0.1), (120, 0.3, 0.3)], "102:WATCH 104:WARN");
     assert_eq!(told.and_then(|f| f.culprit).map(|p| p.group), Some(Group::Kernel));
-    check(&[(60, 0.0, 0.1), (300, 0.85, 0.05)], "102:WATCH 103:WARN 110:CRITICAL");
+    check(&[(60, 0.0, 0.1), (300, 0.85, 0.05)], "101:WATCH 102:WARN 104:CRITICAL");
     let told = check(&[(3600, 0.0, 0.9), (200, 0.7, 0.2)], "3642:WATCH 3644:WARN");
     let message = told.map(|finding| finding.message).unwrap_or_default();
     assert!(message.contains("credits are spent"), "{message}");
@@ -284,6 +337,7 @@ fn anything() -> impl Strategy<Value = Snapshot> {
             threads: vec![one.clone(), one],
             blocked: vec![task],
             throttled: vec![group],
+            consumers: vec![Consumer { cpu_ratio: ratios[3], ..Consumer::default() }],
             steal_ratio: ratios[3],
             busy_ratio: ratios[4],
             ..View::default()
@@ -295,7 +349,7 @@ proptest! {
     #[test]
     fn no_snapshot_is_too_strange(snapshots in proptest::collection::vec((anything(), any::<u64>()), 0..8)) {
         let config = crate::config::Config::default_for_tests(&crate::config::all_settings());
-        for kind in [&event_loop::KIND, &throttled::KIND, &steal::KIND, &blocked::KIND] {
+        for kind in [&event_loop::KIND, &starvation::KIND, &throttled::KIND, &steal::KIND, &blocked::KIND] {
             let mut detector = (kind.detector)(&config);
             for (snapshot, elapsed_ns) in &snapshots {
                 let mut found = Vec::new();

@@ -41,23 +41,18 @@ struct Throttled {
     groups: BTreeMap<String, (Mean, Mean)>,
 }
 
-/// Whether a process with this control group is inside of `path`.
-pub(super) fn is_within(cgroup: &str, path: &str) -> bool {
-    cgroup
-        .strip_prefix(path.trim_end_matches('/'))
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+/// Whether a process is inside of a control group.
+pub(super) fn is_in(seen: &Seen<'_>, pid: u32, path: &str) -> bool {
+    seen.process(pid).is_some_and(|process| {
+        let own = if process.cpu_cgroup.is_empty() { &process.cgroup } else { &process.cpu_cgroup };
+        let rest = own.strip_prefix(path.trim_end_matches('/'));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    })
 }
 
 /// Watched threads of processes within a group.
 fn threads_of<'a>(seen: &'a Seen<'_>, path: &str) -> Vec<&'a Thread> {
-    let inside = |pid: u32| {
-        seen.process(pid).is_some_and(|process| {
-            let cgroup =
-                if process.cpu_cgroup.is_empty() { &process.cgroup } else { &process.cpu_cgroup };
-            is_within(cgroup, path)
-        })
-    };
-    seen.snapshot.sched.threads.iter().filter(|thread| inside(thread.pid)).collect()
+    seen.snapshot.sched.threads.iter().filter(|thread| is_in(seen, thread.pid, path)).collect()
 }
 
 impl Throttled {

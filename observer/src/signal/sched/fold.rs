@@ -28,6 +28,10 @@ const NOT_LOOPS: &[&str] = &["postgres"];
 const MAX_WINDOW_NS: u64 = 60_000_000_000;
 /// Uninterruptible sleep is shown from here on.
 const BLOCKED_AFTER_NS: u64 = 1_000_000_000;
+/// Those who use the CPU are read from this share of all CPUs on, or this share of its time that a watched thread waits.
+const CONSUMERS_BUSY: f64 = 0.6;
+/// See [`CONSUMERS_BUSY`].
+const CONSUMERS_DELAY: f64 = 0.05;
 /// Ticks that a stall waits for the names of its kernel stack.
 const NAME_PATIENCE: u32 = 3;
 /// Names of kernel functions kept; the same few stacks come again and again.
@@ -106,6 +110,12 @@ impl Sched {
     /// What the snapshot shows.
     pub fn view(&self) -> View {
         self.view.clone()
+    }
+
+    /// Whether it matters who uses the CPU: it is short for somebody, or for the host.
+    pub fn wants_consumers(&self) -> bool {
+        let waits = |thread: &Thread| thread.run_delay_ratio >= CONSUMERS_DELAY;
+        self.view.busy_ratio >= CONSUMERS_BUSY || self.view.threads.iter().any(waits)
     }
 
     /// Whether the probe on system calls should be attached.
@@ -245,6 +255,7 @@ impl Sched {
         self.flush_named(ends, out);
         self.blocked(readings);
         self.cpu(readings.times);
+        self.view.consumers = readings.consumers.to_vec();
         self.cgroups(readings.cgroups, readings.elapsed_ns);
     }
 

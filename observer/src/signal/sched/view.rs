@@ -14,6 +14,9 @@ pub struct View {
     pub blocked: Vec<BlockedTask>,
     /// CPU cgroups with a quota that throttled.
     pub throttled: Vec<CpuCgroup>,
+    /// Processes that use the CPU most, while threads wait for one or the host is busy; else empty.
+    #[serde(default)]
+    pub consumers: Vec<Consumer>,
     /// Share of the last second that the hypervisor took, over all CPUs, 0 to 1.
     pub steal_ratio: f64,
     /// Share of the last second that all CPUs were busy, 0 to 1.
@@ -95,4 +98,24 @@ pub struct CpuCgroup {
     pub throttled_ns: u64,
     /// Share of the last second's periods that were throttled, 0 to 1.
     pub throttled_ratio: f64,
+}
+
+/// A process that uses the CPU.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Consumer {
+    /// Process id.
+    pub pid: u32,
+    /// Command name.
+    pub name: String,
+    /// CPUs that its threads use.
+    pub cpu_ratio: f64,
+    /// CPUs that children of it used that it has waited for, without what was seen of them while they lived.
+    pub children_cpu_ratio: f64,
+    /// Scheduling policy of its first thread: `other`, `fifo`, `rr`, `batch`, `idle` or `deadline`.
+    pub policy: String,
+    /// Real-time priority; 0 if it has none.
+    pub rt_priority: u32,
+    /// Nice value.
+    pub nice: i32,
 }

@@ -1,0 +1,253 @@
+//! Services that get no CPU, and who has it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use super::{percent, throttled};
+use crate::{
+    detect::{
+        Detector, Evidence, Group, Judgement, Kind, Level, MAX_PIDS, Party, Quality, Seen, State,
+        evidence, mean::Mean, party,
+    },
+    signal::sched::{Consumer, Thread},
+};
+
+/// Services wait for a CPU.
+pub static KIND: Kind = Kind {
+    name: "sched.starvation",
+    signal: "sched",
+    help: "threads of services wait for a CPU that others have",
+    reason: "A tenth of a second in each second is felt (WATCH). A compiler beside a service costs about that much, because \
+             the scheduler lets whoever sleeps a lot go first; so WARN needs three tenths, and work that takes three times \
+             as long as it would alone. A service that waits for its own threads has too much to do, and starves nobody.",
+    raise: Duration::from_secs(10),
+    clear: Duration::from_secs(15),
+    hazard: false,
+    settings: &[],
+    detector: |_| Box::new(Starvation::default()),
+};
+
+/// Processes followed; as many as threads can be watched.
+const MAX_PROCESSES: usize = 4096;
+/// Over about ten seconds.
+const CONSTANT: Duration = Duration::from_secs(5);
+/// Share of its time that the worst thread waits, and how many times as long the process's work takes: for each level.
+const LEVELS: [(Level, f64, f64); 3] =
+    [(Level::Critical, 0.6, 5.0), (Level::Warn, 0.3, 3.0), (Level::Watch, 0.1, 1.0)];
+/// A real-time program with so many CPUs is named whatever others use: nobody below it can run.
+const REAL_TIME: f64 = 0.3;
+/// If the hypervisor or a quota takes this share, another kind tells of it.
+const ELSEWHERE: f64 = 0.1;
+
+/// How a process does, of late.
+#[derive(Debug, Clone, Copy, Default)]
+struct Wait {
+    /// Share of its time that its worst thread waits.
+    worst: Mean,
+    /// Sums over its threads, in CPUs.
+    waiting: Mean,
+    running: Mean,
+    round: u32,
+}
+
+impl Wait {
+    /// How many times as long its work takes.
+    fn slowdown(self) -> f64 {
+        // Below a thousandth of a CPU everything is noise.
+        1.0 + self.waiting.value() / self.running.value().max(0.001)
+    }
+
+    fn level(self) -> Option<Level> {
+        let reaches = |(_, ratio, slowdown): &&(Level, f64, f64)| {
+            self.worst.value() >= *ratio && self.slowdown() >= *slowdown
+        };
+        LEVELS.iter().find(reaches).map(|(level, ..)| *level)
+    }
+}
+
+#[derive(Default)]
+struct Starvation {
+    waits: BTreeMap<u32, Wait>,
+    round: u32,
+}
+
+/// A process that waits.
+struct Victim<'a> {
+    pid: u32,
+    name: &'a str,
+    wait: Wait,
+    level: Level,
+}
+
+impl Starvation {
+    fn follow(&mut self, seen: &Seen<'_>) {
+        self.round = self.round.wrapping_add(1);
+        let mut sums: BTreeMap<u32, (f64, f64, f64)> = BTreeMap::new();
+        for thread in &seen.snapshot.sched.threads {
+            let (worst, waiting, running) = sums.entry(thread.pid).or_default();
+            *worst = thread.run_delay_ratio.max(*worst);
+            *waiting += thread.run_delay_ratio.max(0.0);
+            *running += thread.on_cpu_ratio.max(0.0);
+        }
+        for (pid, (worst, waiting, running)) in sums {
+            if self.waits.len() >= MAX_PROCESSES && !self.waits.contains_key(&pid) {
+                continue;
+            }
+            let wait = self.waits.entry(pid).or_default();
+            wait.round = self.round;
+            wait.worst.add(worst, seen.elapsed_ns, CONSTANT);
+            wait.waiting.add(waiting, seen.elapsed_ns, CONSTANT);
+            wait.running.add(running, seen.elapsed_ns, CONSTANT);
+        }
+        let round = self.round;
+        self.waits.retain(|_, wait| wait.round == round);
+    }
+
+    /// Processes that wait, the worst first, without those that a quota holds back.
+    fn victims<'a>(&self, seen: &'a Seen<'_>) -> Vec<Victim<'a>> {
+        let mut names: BTreeMap<u32, &str> = BTreeMap::new();
+        for Thread { pid, name, .. } in &seen.snapshot.sched.threads {
+            names.entry(*pid).or_insert(name);
+        }
+        let throttled = &seen.snapshot.sched.throttled;
+        let held = |pid: u32| {
+            let quota = |path: &str| throttled::is_in(seen, pid, path);
+            throttled.iter().any(|group| group.throttled_ratio >= ELSEWHERE && quota(&group.path))
+        };
+        let victim = |(pid, wait): (&u32, &Wait)| {
+            let level = wait.level()?;
+            let name = names.get(pid).copied().unwrap_or_default();
+            (!held(*pid)).then_some(Victim { pid: *pid, name, wait: *wait, level })
+        };
+        let mut victims: Vec<_> = self.waits.iter().filter_map(victim).collect();
+        let rank = |victim: &Victim<'_>| (victim.level, victim.wait.worst.value());
+        victims.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
+        victims
+    }
+}
+
+/// Who has the CPU. Those who take only what nobody else wants do not count.
+fn culprit(seen: &Seen<'_>) -> Option<Party> {
+    let consumers = &seen.snapshot.sched.consumers;
+    let used = |row: &Consumer| row.cpu_ratio + row.children_cpu_ratio;
+    let real_time = |row: &&Consumer| matches!(row.policy.as_str(), "fifo" | "rr" | "deadline");
+    let causes = |rows: &mut dyn Iterator<Item = &Consumer>| -> Option<Party> {
+        let causes: Vec<_> = rows.map(|row| (row.pid, row.name.clone(), used(row))).collect();
+        let causes: Vec<_> =
+            causes.iter().map(|(pid, name, used)| (*pid, name.as_str(), *used)).collect();
+        party::culprit(seen.snapshot, &causes)
+    };
+    if consumers.iter().filter(real_time).map(used).sum::<f64>() >= REAL_TIME {
+        return causes(&mut consumers.iter().filter(real_time));
+    }
+    if seen.snapshot.sched.steal_ratio >= ELSEWHERE {
+        return Some(party::kernel("hypervisor (steal)", 1.0));
+    }
+    causes(&mut consumers.iter().filter(|row| row.policy != "idle"))
+}
+
+/// Whether a process belongs to the group that has the CPU.
+fn is_own(pid: u32, culprit: &Party, seen: &Seen<'_>) -> bool {
+    if culprit.pids.contains(&pid) {
+        return true;
+    }
+    let group = |pid: u32| seen.process(pid).map(party::group_of);
+    culprit.group != Group::Process
+        && culprit.pid.and_then(group).is_some_and(|other| group(pid) == Some(other))
+}
+
+impl Detector for Starvation {
+    fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+        self.follow(seen);
+        let mut victims = self.victims(seen);
+        if victims.is_empty() {
+            return;
+        }
+        let culprit = culprit(seen);
+        for victim in &mut victims {
+            let own = culprit.as_ref().is_some_and(|party| is_own(victim.pid, party, seen));
+            let elsewhere = seen.snapshot.sched.steal_ratio >= ELSEWHERE;
+            if own || elsewhere {
+                victim.level = Level::Watch;
+            }
+        }
+        victims.sort_by_key(|victim| std::cmp::Reverse(victim.level));
+        let Some(worst) = victims.first() else { return };
+        found.push(judgement(worst, &victims, culprit, seen));
+    }
+}
+
+fn judgement(
+    worst: &Victim<'_>,
+    victims: &[Victim<'_>],
+    culprit: Option<Party>,
+    seen: &Seen<'_>,
+) -> Judgement {
+    let party = |victim: &Victim<'_>| {
+        party::process(seen.snapshot, victim.pid, victim.name, victim.wait.worst.value())
+    };
+    let who = culprit.as_ref().map_or_else(String::new, |party| {
+        let used = used(party, seen);
+        let policy = policy(party, seen).map_or_else(String::new, |policy| format!(" ({policy})"));
+        if used > 0.0 {
+            format!("; {}{policy} uses {used:.1} CPUs", party.title)
+        } else {
+            format!("; {} has it", party.title)
+        }
+    });
+    Judgement {
+        subject: "host".to_owned(),
+        state: State::Firing(worst.level),
+        victims: victims.iter().take(MAX_PIDS).map(party).collect(),
+        evidence: numbers(worst, seen),
+        message: format!(
+            "{} waits {} % of its time for a CPU, and takes {:.0} times as long for its work{who}",
+            party(worst).title,
+            percent(worst.wait.worst.value()),
+            worst.wait.slowdown().min(999.0)
+        ),
+        advice: advice(culprit.as_ref(), seen),
+        culprit,
+        ..Judgement::default()
+    }
+}
+
+fn numbers(worst: &Victim<'_>, seen: &Seen<'_>) -> Vec<Evidence> {
+    vec![
+        evidence("waiting_for_cpu", worst.wait.worst.value(), "1", "iter/task")
+            .with(Quality::Sampled),
+        evidence("slowdown", worst.wait.slowdown(), "1", "iter/task").with(Quality::Estimated),
+        evidence("busy", seen.snapshot.sched.busy_ratio, "1", "/proc/stat"),
+    ]
+    .into_iter()
+    .filter(|evidence| evidence.value.is_finite())
+    .collect()
+}
+
+/// Policy of the one who has the CPU, if it is a real-time one.
+fn policy<'a>(party: &Party, seen: &Seen<'a>) -> Option<&'a str> {
+    let row = seen.snapshot.sched.consumers.iter().find(|row| Some(row.pid) == party.pid)?;
+    (row.rt_priority > 0).then_some(row.policy.as_str())
+}
+
+/// CPUs that a party's processes use.
+fn used(party: &Party, seen: &Seen<'_>) -> f64 {
+    let pids: BTreeSet<u32> = party.pids.iter().copied().collect();
+    let rows = seen.snapshot.sched.consumers.iter().filter(|row| pids.contains(&row.pid));
+    rows.map(|row| row.cpu_ratio + row.children_cpu_ratio).sum()
+}
+
+fn advice(culprit: Option<&Party>, seen: &Seen<'_>) -> String {
+    match culprit {
+        Some(party) if policy(party, seen).is_some() => {
+            "give the real-time program an ordinary policy (chrt --other 0), or a CPU of its own"
+        }
+        Some(_) => {
+            "stop it, or run it with less weight (nice, CPUWeight=, chrt --idle 0) or a quota"
+        }
+        None => "see which processes use the CPU; give the service more weight (CPUWeight=)",
+    }
+    .to_owned()
+}
