@@ -190,12 +190,12 @@ mod tests {
         assert!(leader.anon_pages > 0 && leader.file_pages > 0 && leader.page_table_bytes > 0);
         let thread = row(&rows, own);
         assert!(thread.on_cpu_ns > 0 && thread.flags & TASK_WATCHED != 0, "{thread:?}");
-        let grown = vec![1_u8; 8 << 20];
+        let grown = vec![1_u8; 128 << 20];
         tasks.read(std::iter::empty(), &mut rows).unwrap();
         let more = row(&rows, pid).anon_pages - leader.anon_pages;
         let expected = grown.len() as i64 / page_size() as i64;
-        // Each CPU keeps some pages that it has not added yet.
-        assert!((expected - 64..expected + 512).contains(&more), "{more} of {expected}");
+        // Tests beside this one take and give back memory of the same process.
+        assert!((more - expected).abs() < expected / 4, "{more} of {expected}");
     }
 
     #[test]

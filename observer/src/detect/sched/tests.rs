@@ -198,7 +198,7 @@ fn who_has_the_cpu_is_named_if_a_service_waits_for_it() {
         assert_eq!(named.map(|party| party.title.as_str()), culprit);
     }
     let gzip: Vec<_> = (20..30).map(|pid| (pid, "gzip", 0.09, "other")).collect();
-    check(short(0.9, 0.05, &gzip), "12:WATCH 13:WARN 17:CRITICAL", Some("gzip (10 processes)"));
+    check(short(0.9, 0.05, &gzip), "12:WATCH 14:WARN 17:CRITICAL", Some("gzip (10 processes)"));
     check(short(0.35, 0.1, &gzip), "13:WATCH 21:WARN", Some("gzip (10 processes)"));
     // A compiler beside a service: a tenth of a second, or not much more than its own work.
     check(short(0.15, 0.05, &gzip), "17:WATCH", Some("gzip (10 processes)"));
@@ -210,9 +210,9 @@ fn who_has_the_cpu_is_named_if_a_service_waits_for_it() {
     let idle: Vec<_> = gzip.iter().map(|row| (row.0, row.1, 9.0, "idle")).collect();
     let with = |row| [&idle[..], &[row]].concat();
     let cc = with((9, "cc1", 0.5, "other"));
-    check(short(0.9, 0.05, &cc), "12:WATCH 13:WARN 17:CRITICAL", Some("cc1 9"));
+    check(short(0.9, 0.05, &cc), "12:WATCH 14:WARN 17:CRITICAL", Some("cc1 9"));
     let poller = with((9, "poller", 0.5, "fifo"));
-    check(short(0.9, 0.05, &poller), "12:WATCH 13:WARN 17:CRITICAL", Some("poller 9"));
+    check(short(0.9, 0.05, &poller), "12:WATCH 14:WARN 17:CRITICAL", Some("poller 9"));
     let mut stolen = short(0.9, 0.05, &gzip);
     stolen.sched.steal_ratio = 0.3;
     check(stolen, "12:WATCH", Some("hypervisor (steal)"));
@@ -241,7 +241,7 @@ fn stolen_time_is_told_when_it_lasts() {
     let told = check(&[(60, 0.0, 0.1), (120, 0.3, 0.3)], "102:WATCH 104:WARN");
     assert_eq!(told.and_then(|f| f.culprit).map(|p| p.group), Some(Group::Kernel));
     check(&[(60, 0.0, 0.1), (300, 0.85, 0.05)], "101:WATCH 102:WARN 104:CRITICAL");
-    let told = check(&[(3600, 0.0, 0.9), (200, 0.7, 0.2)], "3642:WATCH 3644:WARN");
+    let told = check(&[(3600, 0.0, 0.9), (200, 0.7, 0.2)], "3641:WATCH 3642:WARN");
     let message = told.map(|finding| finding.message).unwrap_or_default();
     assert!(message.contains("credits are spent"), "{message}");
 }
