@@ -85,7 +85,41 @@ pub struct Faults {
 /// [`Exit::exit_code`] where the hook does not tell it.
 pub const EXIT_CODE_UNKNOWN: u32 = u32::MAX;
 
-/// A watched process has exited.
+/// Failures that one CPU tells of in a second or so ([`EXIT_PERIOD_SHIFT`]): a crash loop of every process on a small host.
+/// What is beyond, as of a build that runs `grep` ten thousand times, is counted.
+pub const MAX_FAILURES: u64 = 32;
+/// The time that [`MAX_FAILURES`] is for, as a shift: 2^30 ns.
+pub const EXIT_PERIOD_SHIFT: u32 = 30;
+
+/// How many failures a CPU has told of in the present period.
+#[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FailureBudget {
+    /// Which period, counted from boot.
+    pub period: u64,
+    /// Failures told in it.
+    pub told: u64,
+}
+
+impl FailureBudget {
+    /// Whether one more may be told at this time; it then counts.
+    pub fn take(&mut self, ktime_ns: u64) -> bool {
+        let period = ktime_ns >> EXIT_PERIOD_SHIFT;
+        if self.period != period {
+            *self = Self { period, told: 0 };
+        }
+        let has_room = self.told < MAX_FAILURES;
+        self.told += u64::from(has_room);
+        has_room
+    }
+}
+
+/// Whether an [`Exit::exit_code`] is of a process that failed: it did not exit with 0.
+pub const fn has_failed(exit_code: u32) -> bool {
+    exit_code != EXIT_CODE_UNKNOWN && exit_code & 0xff7f != 0
+}
+
+/// A process has exited: one that is watched, or one that failed.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Exit {
@@ -95,6 +129,41 @@ pub struct Exit {
     pub lifetime_ns: u64,
     /// As wait(2) encodes it: signal in the low 7 bits, exit status in bits 8 to 15; or [`EXIT_CODE_UNKNOWN`].
     pub exit_code: u32,
+    /// Its parent's process id; 0 where the hook does not tell it.
+    pub parent_tgid: u32,
+    /// Start of the process, CLOCK_BOOTTIME; 0 where the hook does not tell it.
+    pub start_boottime_ns: u64,
+    /// Whether it was watched.
+    pub watched: u32,
     /// Reserved, zero.
     pub reserved: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_period_has_its_failures() {
+        let mut budget = FailureBudget::default();
+        let period = 1_u64 << EXIT_PERIOD_SHIFT;
+        for start in [0, period, 7 * period, u64::MAX - period + 1] {
+            let told = (0..1000).filter(|at| budget.take(start + at)).count();
+            assert_eq!(told as u64, MAX_FAILURES);
+        }
+    }
+
+    #[test]
+    fn failures_as_wait_encodes_them() {
+        for (code, expected) in [
+            (0, false),
+            (7 << 8, true),
+            (9, true),
+            (0x80 | 11, true),
+            (0x80, false),
+            (EXIT_CODE_UNKNOWN, false),
+        ] {
+            assert_eq!(has_failed(code), expected, "{code:#x}");
+        }
+    }
 }

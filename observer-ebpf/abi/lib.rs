@@ -18,7 +18,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Raised with every change of a type in this crate. The agent embeds its programs, so that the two cannot differ in one
 /// binary; recordings carry it.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Size of the event ring in bytes by default: a burst of 1,000 closing connections takes a fifth of it.
 pub const RING_BYTES: u32 = 1 << 20;
@@ -149,6 +149,8 @@ pub enum Counter {
     FaultsLost = 27,
     /// Reclaimers that found their table full.
     ReclaimersFull = 28,
+    /// Failures of processes that nobody watches, beyond [`alloc::MAX_FAILURES`].
+    FailuresUntold = 29,
 }
 
 /// Slots of the COUNTERS map.
@@ -182,6 +184,7 @@ mod tests {
             check::<sched::LoopGap>(&bytes);
             check::<sched::Stall>(&bytes);
             check::<alloc::TaskRow>(&bytes);
+            check::<alloc::Exit>(&bytes);
             check::<oom::Kill>(&bytes);
             check::<classic::Slot>(&bytes);
         }

@@ -3,7 +3,8 @@
 //! Hooks: bpf iterator `task`, read once a second; perf software event page-faults, one in N; tp_btf
 //! `sched_process_{fork,exec,exit}`.
 //! Yields: a [`TaskRow`] for every process (memory) and every watched or blocked thread; sampled faults by process and
-//! user stack in FAULTS and STACKS; counters; an [`Exit`] record for a watched process.
+//! user stack in FAULTS and STACKS; counters; an [`Exit`] record for a watched process, and for one that fails, of which each CPU
+//! tells some a second.
 //! Misses: memory that is reserved but not touched; freed memory that the allocator keeps; user stacks without frame
 //! pointers are cut after the first frame. Before 6.2 page counters lag by up to 64 pages a thread, since then by 32 to
 //! 64 pages a CPU.
@@ -18,7 +19,10 @@ use aya_ebpf::{
 };
 use observer_abi::{
     Counter, KERNEL_FRAMES, Kind,
-    alloc::{Exit, TASK_BLOCKED, TASK_KERNEL, TASK_LEADER, TASK_WATCHED, TaskRow},
+    alloc::{
+        Exit, FailureBudget, TASK_BLOCKED, TASK_KERNEL, TASK_LEADER, TASK_WATCHED, TaskRow,
+        has_failed,
+    },
 };
 
 use crate::{
@@ -33,6 +37,10 @@ use crate::{
 /// Where a row is put together: the BPF stack is too small. Only the agent reads iterators, one at a time.
 #[map]
 static TASK_ROW: PerCpuArray<TaskRow> = PerCpuArray::with_max_entries(1, 0);
+
+/// Failures told by each CPU.
+#[map]
+static FAILURES: PerCpuArray<FailureBudget> = PerCpuArray::with_max_entries(1, 0);
 
 /// PF_KTHREAD (include/linux/sched.h).
 const KERNEL_THREAD: u32 = 0x0020_0000;
@@ -172,15 +180,36 @@ fn process_exit(ctx: BtfTracePointContext) -> i32 {
     if lifetime_ns < SHORT_LIFE_NS {
         count(Counter::ShortLived, 1);
     }
-    if sched::is_watched(get!(task, task_tgid as u32)) {
-        let exit_code = get!(task, task_exit_code as u32);
+    let exit_code = get!(task, task_exit_code as u32);
+    let watched = sched::is_watched(get!(task, task_tgid as u32));
+    if watched || (has_failed(exit_code) && may_tell_failure(task, now)) {
+        let parent = get!(task, task_real_parent as Object);
+        let parent_tgid = get!(parent, task_tgid as u32);
+        let start_boottime_ns = get!(leader, task_start_boottime as u64);
         emit(Kind::Exit, task, now, |record: &mut Exit| {
             record.lifetime_ns = lifetime_ns;
             record.exit_code = exit_code;
+            record.parent_tgid = parent_tgid;
+            record.start_boottime_ns = start_boottime_ns;
+            record.watched = u32::from(watched);
             record.reserved = 0;
         });
     }
     0
+}
+
+/// Whether this CPU may tell of one more failure now, of a process and not of the kernel's; else it counts it.
+#[inline(always)]
+fn may_tell_failure(task: Object, now: u64) -> bool {
+    if get!(task, task_flags as u32) & KERNEL_THREAD != 0 {
+        return false;
+    }
+    let Some(budget) = FAILURES.get_ptr_mut(0) else { return false };
+    let may_tell = unsafe { &mut *budget }.take(now);
+    if !may_tell {
+        count(Counter::FailuresUntold, 1);
+    }
+    may_tell
 }
 
 /// The tracepoint fires for each thread (kernel/exit.c, do_exit). Kernels that do not say which is the last have the count of

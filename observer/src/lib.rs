@@ -13,6 +13,7 @@ pub mod files;
 pub mod host;
 pub mod identity;
 pub mod kernel;
+pub mod limits;
 mod line_file;
 pub mod lines;
 pub mod proc;

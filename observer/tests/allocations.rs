@@ -79,7 +79,7 @@ fn batch(n: u64) -> Batch {
                 app: "api".into(),
                 worker: pid,
                 home: "/root/.pm2".into(),
-                instance: None,
+                ..Pm2::default()
             }),
             service_name: "api".into(),
             ..Process::default()

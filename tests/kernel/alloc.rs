@@ -1,6 +1,7 @@
 //! Allocations: how much, how fast, and from where, against what the kernel says of the same process.
 
 use std::{
+    os::unix::process::ExitStatusExt as _,
     process::Command,
     sync::{
         Arc,
@@ -181,4 +182,43 @@ fn short_lived_processes_are_counted() {
         assert!(count >= 200, "{count} {what}");
     }
     agent.stop();
+}
+
+#[test]
+fn failures_are_told_with_what_they_ended_by() {
+    let test = "alloc::failures_are_told_with_what_they_ended_by";
+    let Some(_host) = needs::host(test, &["node"]) else { return };
+    let agent = Agent::start(&[]);
+    let check = |script: &str, code: Option<u32>, signal: Option<u32>| {
+        let begin = unix_ns();
+        let mut command = Command::new("node");
+        let mut child = command.args(["-e", script]).spawn().unwrap();
+        let pid = child.id();
+        let status = child.wait().unwrap();
+        let end = unix_ns();
+        assert_eq!(
+            (status.code(), status.signal()),
+            (code.map(|code| code as i32), signal.map(|signal| signal as i32))
+        );
+        let row = agent.wait_snapshot("the failure", seconds(5), |snapshot| {
+            snapshot.alloc.failures.iter().find(|row| row.pid == pid).cloned()
+        });
+        assert_eq!((row.exit_code, row.signal), (code, signal), "{row:?}");
+        assert_eq!((row.name.as_str(), row.parent_pid), ("node", std::process::id()));
+        assert!((begin..=end).contains(&row.time_unix_ns), "{row:?} {begin} {end}");
+        assert!(row.lived_ns > 0 && row.lived_ns < end - begin, "{row:?}");
+        // A start is known in clock ticks.
+        assert!(row.start_unix_ns.abs_diff(begin) < 1_000_000_000, "{row:?} {begin}");
+    };
+    check("process.exit(7)", Some(7), None);
+    check("throw new Error()", Some(1), None);
+    check("process.kill(process.pid, 'SIGSEGV'); setTimeout(() => {}, 9999)", None, Some(11));
+    check("process.kill(process.pid, 'SIGKILL'); setTimeout(() => {}, 9999)", None, Some(9));
+    let status = Command::new("node").args(["-e", ""]).status().unwrap();
+    assert!(status.success());
+    let telemetry = agent.stop();
+    assert!(
+        telemetry.logs_named("observer.process.exit").next().is_none(),
+        "nobody keeps these processes running"
+    );
 }

@@ -7,8 +7,10 @@
 mod alloc;
 mod bad_input;
 mod export;
+mod findings;
 mod jvm;
 mod ladder;
+mod limit;
 mod oom;
 mod proc;
 mod sched;

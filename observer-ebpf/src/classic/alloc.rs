@@ -2,7 +2,7 @@
 //!
 //! Hooks: classic tracepoints `sched/sched_process_{fork,exec,exit}`; perf software event page-faults, one in N.
 //! Yields: counters; an [`Exit`] record for a watched process; faults as the full object.
-//! Misses: the exit code; the lifetime of a process that is older than the agent; before 6.17 the exit of a process is
+//! Misses: the exit code, and so which processes fail; the lifetime of a process that is older than the agent; before 6.17 the exit of a process is
 //! that of its first thread. Where a leaf function was called from.
 //! Cost: a map insert a thread that begins or ends.
 
@@ -86,6 +86,9 @@ fn process_exit(ctx: TracePointContext) -> u32 {
         emit(Kind::Exit, current, now, |record: &mut Exit| {
             record.lifetime_ns = lifetime_ns;
             record.exit_code = EXIT_CODE_UNKNOWN;
+            record.parent_tgid = 0;
+            record.start_boottime_ns = 0;
+            record.watched = 1;
             record.reserved = 0;
         });
     }

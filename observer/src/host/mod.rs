@@ -5,6 +5,7 @@
 //! there gives a reason. Roots (`/proc`) are arguments, so that tests can make a host.
 
 pub mod cgroup;
+mod disk;
 mod file;
 mod info;
 mod meminfo;
@@ -15,6 +16,7 @@ mod trigger;
 mod vmstat;
 
 pub use self::{
+    disk::Disks,
     file::Unavailable,
     info::Info,
     meminfo::{Meminfo, MeminfoFile},

@@ -33,6 +33,8 @@ struct Worker {
     home: Value,
     #[serde(rename = "NODE_APP_INSTANCE")]
     instance: Value,
+    restart_time: Value,
+    max_memory_restart: Value,
     #[serde(rename = "OTEL_SERVICE_NAME")]
     service_name: Value,
     #[serde(rename = "OTEL_RESOURCE_ATTRIBUTES")]
@@ -56,6 +58,8 @@ pub fn parse_environ(bytes: &[u8]) -> Environment {
         pm_id: text("pm_id"),
         home: text("PM2_HOME"),
         instance: text("NODE_APP_INSTANCE"),
+        restart_time: text("restart_time"),
+        max_memory_restart: text("max_memory_restart"),
         service_name: Value::Null,
         resource_attributes: Value::Null,
     });
@@ -71,6 +75,8 @@ pub fn parse_environ(bytes: &[u8]) -> Environment {
         worker: id,
         home: pm2_home.clone().unwrap_or_default(),
         instance: number(&worker.instance),
+        restarts: number(&worker.restart_time),
+        max_memory_restart_bytes: memory_bytes(&worker.max_memory_restart),
     });
     Environment { service_name, pm2, pm2_home, home: variable("HOME") }
 }
@@ -84,6 +90,23 @@ fn number(value: &Value) -> Option<u32> {
         Value::String(text) => text.parse().ok(),
         other => other.as_u64().and_then(|number| u32::try_from(number).ok()),
     }
+}
+
+/// PM2 passes on a number of bytes, whatever its user wrote; a program that starts workers itself may write `300M`.
+fn memory_bytes(value: &Value) -> Option<u64> {
+    let text = match value {
+        Value::String(text) => text.trim(),
+        other => return other.as_u64().filter(|bytes| *bytes > 0),
+    };
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" | "KB" => 10,
+        "M" | "MB" => 20,
+        "G" | "GB" => 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift).filter(|bytes| *bytes > 0)
 }
 
 /// `service.name` of `key=value,key=value`, values percent-encoded (OpenTelemetry, resource SDK specification).
@@ -127,7 +150,7 @@ mod tests {
     }
 
     fn pm2(app: &str, worker: u32, home: &str, instance: Option<u32>) -> Option<Pm2> {
-        Some(Pm2 { app: app.to_owned(), worker, home: home.to_owned(), instance })
+        Some(Pm2 { app: app.to_owned(), worker, home: home.to_owned(), instance, ..Pm2::default() })
     }
 
     fn some(text: &str) -> Option<String> {
@@ -181,6 +204,29 @@ mod tests {
         check(&variables, &expected);
         let with_instance = Environment { pm2: pm2("api", 3, "/root/.pm2", Some(0)), ..expected };
         check(&[&variables[..], &["NODE_APP_INSTANCE=0"]].concat(), &with_instance);
+    }
+
+    #[test]
+    fn pm2_restarts() {
+        #[track_caller]
+        fn check(variables: &[&str], restarts: Option<u32>, bytes: Option<u64>) {
+            let found = parse_environ(variables.join("\0").as_bytes()).pm2.unwrap();
+            assert_eq!((found.restarts, found.max_memory_restart_bytes), (restarts, bytes));
+        }
+        check(&["pm_id=1"], None, None);
+        check(
+            &["pm_id=1", "restart_time=15", "max_memory_restart=314572800"],
+            Some(15),
+            Some(300 << 20),
+        );
+        check(
+            &[r#"pm2_env={"pm_id":1,"restart_time":2,"max_memory_restart":1048576}"#],
+            Some(2),
+            Some(1 << 20),
+        );
+        check(&["pm_id=1", "max_memory_restart=300M"], None, Some(300 << 20));
+        check(&["pm_id=1", "max_memory_restart=0"], None, None);
+        check(&["pm_id=1", "max_memory_restart=99999999999999999999G"], None, None);
     }
 
     #[test]

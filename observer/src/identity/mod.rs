@@ -68,4 +68,10 @@ pub struct Pm2 {
     /// Number of this worker among those of its app (`NODE_APP_INSTANCE`), if PM2 was told how many to start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<u32>,
+    /// Restarts of the app up to this start (`restart_time`), if PM2 told it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<u32>,
+    /// Memory at which PM2 restarts it (`max_memory_restart`), if it does. PM2 looks every 30 seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_memory_restart_bytes: Option<u64>,
 }

@@ -73,10 +73,10 @@ pub const PROGRAMS: &[Spec] = &[
             best(Hook::TpBtf("sched_process_exit")),
             or(
                 Hook::Tracepoint("sched/sched_process_exit"),
-                "no exit codes, and no lifetime of processes older than the agent",
+                "no exit codes, so that nobody knows who fails, and no lifetime of processes older than the agent",
             ),
         ],
-        "exits and short-lived processes are not counted",
+        "exits, failures and short-lived processes are not told",
     ),
     spec(
         "direct_reclaim_begin",

@@ -31,6 +31,7 @@ const INET_DIAG_INFO: u16 = 2;
 const IPPROTO_TCP: u8 = 6;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+const TIME_WAIT: u32 = 6;
 
 /// Sockets of connections: all states but the last ones of the kernel's own (TIME_WAIT, SYN_RECV) and listening.
 pub(super) const OPEN: u32 = 1 << state::ESTABLISHED
@@ -131,7 +132,7 @@ pub(super) const WINDOW_AT: usize = std::mem::offset_of!(Info, window_bytes);
 
 /// The socket over which the kernel is asked.
 #[derive(Debug)]
-pub(super) struct Diag {
+pub(crate) struct Diag {
     socket: OwnedFd,
     buffer: Vec<u8>,
     sequence: u32,
@@ -139,7 +140,7 @@ pub(super) struct Diag {
 
 impl Diag {
     /// Opens it, and asks once: a kernel may lack the module that answers.
-    pub(super) fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         let kind = SocketType::DGRAM;
         let protocol = Some(netlink::SOCK_DIAG);
         let socket = socket_with(AddressFamily::NETLINK, kind, SocketFlags::CLOEXEC, protocol)
@@ -157,13 +158,26 @@ impl Diag {
         mut take: impl FnMut(&Message, Option<(&Info, usize)>),
     ) -> Result<()> {
         for family in [AF_INET, AF_INET6] {
-            self.ask(family, states)?;
+            self.ask(family, states, 1 << (INET_DIAG_INFO - 1))?;
             self.answers(&mut take)?;
         }
         Ok(())
     }
 
-    fn ask(&mut self, family: u8, states: u32) -> Result<()> {
+    /// Hands every TCP socket that takes a local port to connect from to `take`: local port, IPv6 address (or mapped) and
+    /// port of the peer. TIME_WAIT is among them.
+    pub(crate) fn each_bound(&mut self, mut take: impl FnMut(u16, [u8; 16], u16)) -> Result<()> {
+        for family in [AF_INET, AF_INET6] {
+            self.ask(family, OPEN | 1 << TIME_WAIT, 0)?;
+            self.answers(&mut |message, _| {
+                let port = u16::from_be_bytes(message.peer_port);
+                take(u16::from_be_bytes(message.local_port), mapped(message), port);
+            })?;
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, family: u8, states: u32, extensions: u8) -> Result<()> {
         self.sequence = self.sequence.wrapping_add(1);
         let header = Header {
             length: size_of::<Request>() as u32,
@@ -172,7 +186,6 @@ impl Diag {
             sequence: self.sequence,
             port: 0,
         };
-        let extensions = 1 << (INET_DIAG_INFO - 1);
         let (protocol, reserved, id) = (IPPROTO_TCP, 0, [0; 12]);
         let request = Request { header, family, protocol, extensions, reserved, states, id };
         send(&self.socket, request.as_bytes(), SendFlags::empty())
@@ -200,6 +213,15 @@ impl Diag {
             }
         }
     }
+}
+
+/// Peer of a socket; IPv4 mapped into IPv6.
+fn mapped(message: &Message) -> [u8; 16] {
+    if message.family != AF_INET {
+        return message.peer_address;
+    }
+    let [a, b, c, d, ..] = message.peer_address;
+    std::net::Ipv4Addr::new(a, b, c, d).to_ipv6_mapped().octets()
 }
 
 /// First message of a buffer, and what is behind it.

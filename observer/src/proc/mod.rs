@@ -24,6 +24,7 @@ use observer_abi::{
 };
 
 pub use self::consumers::Consumers;
+pub(crate) use self::diag::Diag;
 use self::{holders::look, pace::Pace, sockets::Sockets, tasks::Tasks};
 use crate::{
     signal::Now,

@@ -3,6 +3,7 @@
 //! One plain thread. It never waits for the exporter, a terminal or a disk; what it makes goes into bounded queues.
 
 mod clock;
+mod limits;
 mod record;
 mod report;
 mod rows;
@@ -26,13 +27,15 @@ use crate::{
     detect::Detect,
     dns::{Names, parse_answer},
     files::Files,
-    host::Info,
+    host::{Disks, Info},
     identity::{Identities, Process},
     kernel::{Counters, Kernel, Options, Packets, Scope},
+    limits::Limits,
     proc,
     signal::{
         Now, Output, Readings, Who,
         alloc::{self, Alloc},
+        limit::{self, Limit},
         oom::{self, Oom},
         sched::{self, Sched, Watchlist},
         tcp::{self, PeerNames, Tcp},
@@ -91,6 +94,7 @@ pub struct Sampler {
     /// What takes the place of iterators that do not run.
     proc: proc::Rows,
     consumers: proc::Consumers,
+    disks: Disks,
     files: Files,
     packets: Option<Packets>,
     names: Names,
@@ -100,6 +104,11 @@ pub struct Sampler {
     tcp: Tcp,
     sched: Sched,
     detect: Detect,
+    limit: Limit,
+    /// `None` if it could not be started.
+    limits: Option<Limits>,
+    /// Processes that a round of limits had no room for.
+    limits_refused: u64,
     watchlist: Watchlist,
     /// Processes that listen, by the last table of holders and the records since.
     listeners: BTreeSet<u32>,
@@ -137,12 +146,14 @@ impl Sampler {
         let mut other_programs = Vec::new();
         let packets = open_packets(config.text(&config::DNS), &mut other_programs);
         let kernel = Kernel::open(&options);
+        let limits = open_limits(config, &mut other_programs);
         let now = now();
         let map_bytes = kernel.map_bytes();
         let hz = clock::hz();
         Ok(Self {
             proc: proc::Rows::open(kernel.programs(), &options.ports, hz),
             consumers: proc::Consumers::default(),
+            disks: Disks::open(Path::new("/proc"), Path::new("/sys")),
             files: Files::open(Path::new("/proc")),
             packets,
             names: Names::default(),
@@ -152,6 +163,9 @@ impl Sampler {
             tcp: Tcp::new(tcp_limits),
             sched: Sched::new(options.gap_threshold.as_nanos() as u64),
             detect: Detect::new(config),
+            limit: Limit::default(),
+            limits,
+            limits_refused: 0,
             watchlist: Watchlist::default(),
             listeners: BTreeSet::new(),
             watch_names: config.list(&sched::WATCH).to_vec(),
@@ -178,6 +192,7 @@ impl Sampler {
     pub fn programs(&self) -> Vec<Program> {
         let mut programs =
             [self.kernel.programs(), &self.other_programs, self.files.programs()].concat();
+        programs.extend(self.limits.as_ref().map(Limits::program));
         self.proc.amend(&mut programs);
         programs
     }
@@ -257,6 +272,7 @@ impl Sampler {
         if fresh {
             self.who.0.forget_dead(live.map(|row| (row.tgid, row.start_boottime_ns)));
         }
+        let limits = self.read_limits(now, read.meminfo.total_bytes);
         let cgroups = self.files.cgroups.as_mut();
         let wanted = self.sched.wants_consumers();
         let consumers = self.consumers.read(wanted, now, elapsed_ns, &self.rows.tasks);
@@ -277,13 +293,16 @@ impl Sampler {
             pressure: &read.pressure,
             listeners: (self.last.holders_ns != 0).then_some(&self.listeners),
             consumers,
+            disks: self.disks.read(self.sched.wants_disks(), now),
             cgroups: cgroups.map_or(&[], crate::host::cgroup::Cgroups::read),
+            limits: limits.as_ref(),
         };
         let (who, out) = (&mut self.who, &mut self.output);
         self.alloc.tick(&readings, who, out);
         self.oom.tick(&readings, &self.alloc.growers(), ends, who, out);
         self.tcp.tick(&readings, &NamesAt(&self.names, now.unix_ns), ends, who, out);
         self.sched.tick(&readings, ends, who, out);
+        self.limit.tick(&readings);
         if let Err(error) = self.kernel.set_epoll_probe(self.sched.wants_epoll_probe() && !ends) {
             self.last.warn(now, &error.context("cannot attach the epoll probe"));
         }
@@ -301,6 +320,7 @@ impl Sampler {
             self.oom.points(self.start_unix_ns, self.info.boot_unix_ns, out);
             self.tcp.points(self.start_unix_ns, who, out);
             self.sched.points(self.start_unix_ns, self.info.boot_unix_ns, who, out);
+            self.limit.points(self.start_unix_ns, who, out);
         }
         let mut batch = std::mem::take(&mut self.output.batch);
         batch.time_unix_ns = now().unix_ns;
@@ -352,6 +372,23 @@ fn open_packets(scope: &str, programs: &mut Vec<Program>) -> Option<Packets> {
         remedy: remedy.to_owned(),
     });
     opened.ok().flatten()
+}
+
+fn open_limits(config: &Config, programs: &mut Vec<Program>) -> Option<Limits> {
+    match Limits::start(config.duration(&limit::INTERVAL)) {
+        Ok(limits) => Some(limits),
+        Err(error) => {
+            programs.push(Program {
+                name: "limits".to_owned(),
+                signal: "limit".to_owned(),
+                verdict: Verdict::Impossible,
+                reason: format!("no thread to read them: {error}"),
+                remedy: "raise the limit of threads of the agent's unit (TasksMax)".to_owned(),
+                ..Program::default()
+            });
+            None
+        }
+    }
 }
 
 /// The address as the kernel side has it.

@@ -11,7 +11,6 @@ use super::{
 use crate::{
     detect,
     host::cgroup::Cgroups,
-    signal::limit,
     snapshot::{Exporter, Health, Loss, Snapshot, VERSION},
 };
 
@@ -30,7 +29,7 @@ impl Sampler {
             tcp: self.tcp.view(),
             sched: self.sched.view(),
             detect: detect::View::default(),
-            limit: limit::View::default(),
+            limit: self.limit.view(),
             processes: BTreeMap::new(),
             health: Health {
                 programs: self.programs(),
@@ -48,7 +47,11 @@ impl Sampler {
         pids.extend(snapshot.sched.blocked.iter().map(|row| row.pid));
         pids.extend(snapshot.oom.reclaimers.iter().map(|row| row.pid));
         pids.extend(snapshot.oom.kills.iter().flat_map(|kill| [kill.victim_pid, kill.trigger_pid]));
+        pids.extend(snapshot.limit.rows.iter().map(|row| row.pid));
+        pids.extend(snapshot.limit.runtimes.iter().map(|runtime| runtime.pid));
+        pids.extend(snapshot.alloc.failures.iter().map(|failure| failure.pid));
         pids.extend(snapshot.oom.culprit_pid);
+        pids.remove(&0);
         let known = pids.into_iter().filter_map(|pid| Some((pid, self.who.0.get(pid, None)?)));
         snapshot.processes = known.collect();
         snapshot
@@ -69,12 +72,14 @@ impl Sampler {
             ("ring.malformed", self.malformed),
             ("ledger.full", self.counters.get(Counter::LedgerFull)),
             ("alloc.stacks", self.counters.get(Counter::FaultsLost)),
+            ("alloc.failures", self.counters.get(Counter::FailuresUntold)),
             ("oom.reclaimers", self.counters.get(Counter::ReclaimersFull)),
             ("sched.watchlist", self.watchlist.refused()),
             ("sched.run_delay_spans", self.sched.limited()),
             ("identity.evicted", self.who.0.evicted()),
             ("tcp.peers", self.lost_peers),
             ("dns.names", self.names.evicted()),
+            ("limit.processes", self.limits_refused),
             ("cgroups", self.files.cgroups.as_ref().map_or(0, Cgroups::refused)),
             ("tick.items", self.output.dropped),
         ];

@@ -1,4 +1,4 @@
-//! The four signals, each in the file or folder of its name, and the registry that export, `top`, docs and config read.
+//! The five signals, each in the file or folder of its name, and the registry that export, `top`, docs and config read.
 
 pub mod alloc;
 pub mod limit;
@@ -30,4 +30,5 @@ pub struct Signal {
 }
 
 /// All signals; the order is the order of panes, docs and config sections.
-pub const ALL: &[&Signal] = &[&alloc::SIGNAL, &oom::SIGNAL, &tcp::SIGNAL, &sched::SIGNAL];
+pub const ALL: &[&Signal] =
+    &[&alloc::SIGNAL, &oom::SIGNAL, &tcp::SIGNAL, &sched::SIGNAL, &limit::SIGNAL];

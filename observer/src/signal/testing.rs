@@ -51,7 +51,9 @@ pub(crate) fn quiet<'a>(now: Now) -> Readings<'a> {
         pressure: &[],
         listeners: None,
         consumers: &[],
+        disks: &[],
         cgroups: &[],
+        limits: None,
     }
 }
 

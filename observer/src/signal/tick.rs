@@ -8,6 +8,7 @@ use crate::{
     host::{Meminfo, Stall, Times, Vmstat, cgroup::Watched},
     identity::Process,
     kernel::Counters,
+    limits::Reading,
     telemetry::{Batch, Event, Point, Span, SpanContext},
 };
 
@@ -90,8 +91,12 @@ pub struct Readings<'a> {
     pub listeners: Option<&'a BTreeSet<u32>>,
     /// Processes that use the CPU most, if [`super::sched::Sched::wants_consumers`].
     pub consumers: &'a [super::sched::Consumer],
+    /// Disks that have requests, if [`super::sched::Sched::wants_disks`].
+    pub disks: &'a [super::sched::Disk],
     /// Control groups of watched processes.
     pub cgroups: &'a [Watched],
+    /// What has a bound, if it was read since the last tick.
+    pub limits: Option<&'a Reading>,
 }
 
 /// What the signals make of records and ticks, until the agent takes it.

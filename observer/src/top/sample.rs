@@ -10,7 +10,7 @@ use crate::{
         alloc::{self, AllocationStack, Failure, ProcessMemory},
         limit::{self, Bound, Facts, Host, Jvm, Node, Pm2Daemon, Postgres, Redis, Runtime},
         oom::{self, MemoryCgroup, OomKill, Pressure, Reclaimer},
-        sched::{self, BlockedTask, Consumer, CpuCgroup, EventLoop, Thread},
+        sched::{self, BlockedTask, Consumer, CpuCgroup, Disk, EventLoop, Thread},
         tcp::{self, Activity, Connection, Endpoint},
     },
     snapshot::{Exporter, Health, Loss, Program, Snapshot, VERSION, Verdict},
@@ -30,7 +30,7 @@ pub(crate) fn snapshot() -> Snapshot {
             app: "upload".into(),
             worker: 3,
             home: "/root/.pm2".into(),
-            instance: None,
+            ..Pm2::default()
         }),
         ..Process::default()
     };
@@ -144,6 +144,7 @@ fn alloc() -> alloc::View {
             exit_code: Some(7),
             signal: None,
             lived_ns: 2 * SECOND,
+            ..Failure::default()
         }],
     }
 }
@@ -275,6 +276,14 @@ fn sched() -> sched::View {
             throttled_periods: 9,
             throttled_ns: 3 * SECOND,
             throttled_ratio: 0.3,
+        }],
+        disks: vec![Disk {
+            name: "dm-0".into(),
+            suspended: true,
+            in_flight: 2,
+            silent_ns: 9 * SECOND,
+            wait_ns: 3 * MS,
+            busy_ratio: 0.5,
         }],
         consumers: vec![Consumer {
             pid: 4711,

@@ -85,6 +85,12 @@ fn text_has_every_table() {
         "     55      55 jbd2?[2J                       12s D state: io_schedule < wait_on_bit",
         "                CPU quota               30%        /api throttled, 3.0s since boot",
         "   4711    4711 node              99%   12%   7.0s stands still: 6.0s on CPU, 1.0s waiting for one, 0 blocked; pm2 upload/3",
+        "limit: jvm_metaspace is 94% full, 3 limits",
+        "    999 java            jvm_metaspace      60M    64M   94%",
+        "                        host_files        3000 100000  3.0% host",
+        "    700 redis-server    redis_memory       90M   none       at most",
+        "    999 java                                                Java 17.0.15, 4 full collections (9.0s), 0 young (0)",
+        "    600 PM2 v6.0.14: Go                                     daemon of /root/.pm2, 4 workers",
     ] {
         assert!(text.lines().any(|line| line == expect), "no line is {expect:?}:\n{text}");
     }
@@ -130,20 +136,22 @@ fn once_prints_text_or_json() {
 #[test]
 fn small_terminal_shows_all_panes_and_more_of_the_focused() {
     let state = state_of(sample::snapshot());
-    let seen = lines(&state, 80, 24);
-    for expect in [
-        "api-1",
-        "agent: 0.2%",
-        "blind: epoll",
+    let summaries = [
         " 1 findings  from row 1 of 3",
-        "CRITICAL: memory is gone in 95 s",
         "; do: restart the",
         " 2 alloc  node 4711 grows",
         " 3 oom  700M available",
         " 4 tcp  2 open",
         " 5 sched  CPUs 93%",
-        "q quit",
-    ] {
+        " 6 limit  jvm_metaspace is 94% full, 3 limits",
+    ];
+    let smallest = lines(&state, 80, 24);
+    summaries.iter().for_each(|summary| assert_shows(&smallest, summary));
+    let seen = lines(&state, 80, 28);
+    summaries.iter().for_each(|summary| assert_shows(&seen, summary));
+    for expect in
+        ["api-1", "agent: 0.2%", "blind: epoll", "CRITICAL: memory is gone in 95 s", "q quit"]
+    {
         assert_shows(&seen, expect);
     }
     assert_shows(&seen, "sched.steal");
@@ -151,7 +159,7 @@ fn small_terminal_shows_all_panes_and_more_of_the_focused() {
     assert_shows(&seen, "OOM kill");
     assert_shows(&seen, "unread");
     assert_shows(&seen, "D state");
-    assert_eq!(seen.iter().filter(|line| line.contains("PID")).count(), 3, "{seen:#?}");
+    assert_eq!(seen.iter().filter(|line| line.contains("PID")).count(), 4, "{seen:#?}");
 }
 
 #[test]
@@ -197,7 +205,7 @@ fn keys_move_the_focus() {
     };
     check(KeyCode::Tab, 1);
     check(KeyCode::BackTab, 0);
-    check(KeyCode::BackTab, 4);
+    check(KeyCode::BackTab, 5);
     check(KeyCode::Tab, 0);
     check(KeyCode::Char('3'), 2);
     check(KeyCode::Char('9'), 2);
@@ -249,7 +257,7 @@ fn keys_scroll_within_the_rows() {
     check(KeyCode::PageUp, 20);
     check(KeyCode::Home, 0);
     key(&mut state, KeyCode::End);
-    let seen = lines(&state, 80, 30);
+    let seen = lines(&state, 80, 24);
     assert_shows(&seen, "from row 26 of 30");
     assert_shows(&seen, "     30 postgres");
 }
@@ -324,7 +332,7 @@ proptest! {
         let seen = lines(&state, width, height);
         prop_assert_eq!(seen.len(), usize::from(height));
         if width >= 20 && height >= 8 && row.is_none() {
-            let name = ["1 findings", "2 alloc", "3 oom", "4 tcp", "5 sched"][focus];
+            let name = ["1 findings", "2 alloc", "3 oom", "4 tcp", "5 sched", "6 limit"][focus];
             prop_assert!(seen.iter().any(|line| line.contains(name)), "{:?}", seen);
         }
         prop_assert!(view::page_rows(height) <= usize::from(height));

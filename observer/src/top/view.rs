@@ -73,13 +73,13 @@ pub(super) fn page_rows(height: u16) -> usize {
     usize::from(focused.first().map_or(0, |rows| rows.saturating_sub(FOCUSED_HEAD_ROWS)))
 }
 
-/// Each pane without focus gets a sixth, the focused one the rest; where that is too little, it gets all.
+/// Each pane without focus gets a sixth, the focused one the rest. Where that is too little for all, each gets its first
+/// row, or just its summary; else the focused one gets all.
 fn pane_heights(height: u16, panes: usize, focus: usize) -> Vec<u16> {
     let others = u16::try_from(panes.saturating_sub(1)).unwrap_or(u16::MAX);
-    let mut other = (height / 6).max(PANE_ROWS_MIN);
-    if height < others.saturating_mul(other).saturating_add(FOCUSED_ROWS_MIN) {
-        other = 0;
-    }
+    let fits = |rows: &u16| height >= others.saturating_mul(*rows).saturating_add(FOCUSED_ROWS_MIN);
+    let wanted = [(height / 6).max(PANE_ROWS_MIN), PANE_ROWS_MIN, 1];
+    let other = wanted.into_iter().find(fits).unwrap_or(0);
     let focused = height - others * other;
     (0..panes).map(|position| if position == focus { focused } else { other }).collect()
 }

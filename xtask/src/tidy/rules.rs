@@ -106,14 +106,26 @@ pub(super) fn signals(files: &[File]) -> Vec<String> {
     }
     let mut problems = Vec::new();
     for name in names {
+        let place =
+            |folder: &str| (format!("{folder}/{name}.rs"), format!("{folder}/{name}/mod.rs"));
+        let exists = |folder: &str| {
+            let (file, nested) = place(folder);
+            has(files, &file) || has(files, &nested)
+        };
         // A folder, or the file that lists the signals in it, and how.
-        for (folder, list, line) in [
+        let kernel_half = [
             ("observer-ebpf/abi", "lib.rs", format!("pub mod {name};")),
             ("observer-ebpf/src", "main.rs", format!("mod {name};")),
+        ];
+        let user_half = [
             ("observer/src/signal", "mod.rs", format!("pub mod {name};")),
             ("tests/kernel", "main.rs", format!("mod {name};")),
-        ] {
-            let (file, nested) = (format!("{folder}/{name}.rs"), format!("{folder}/{name}/mod.rs"));
+        ];
+        // A signal that needs no program has no kernel half; one that has a part of it has it all.
+        let has_programs = kernel_half.iter().any(|(folder, ..)| exists(folder));
+        let kernel_half = kernel_half.into_iter().filter(|_| has_programs);
+        for (folder, list, line) in kernel_half.chain(user_half) {
+            let (file, nested) = place(folder);
             if !has(files, &file) && !has(files, &nested) {
                 problems.push(format!(
                     "{file}: missing; signal `{name}` has a file of its name in every folder"
@@ -312,6 +324,9 @@ mod tests {
         files[4].text.clear();
         check(signals, &files, "observer-ebpf/src/main.rs: add the line `mod dns;`");
         check(signals, &[], "observer/src/signal/mod.rs: no");
+        let without_programs: Vec<_> =
+            files.into_iter().filter(|file| !file.path.starts_with("observer-ebpf/")).collect();
+        check(signals, &without_programs, "");
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Limits of control groups: memory use against its limit, and CPU time throttled by a quota; versions 1 and 2
 //! (Documentation/admin-guide/cgroup-v1/memory.rst, cgroup-v2.rst, scheduler/sched-bwc.rst).
 
+mod bounds;
 mod mounts;
 
 use std::path::Path;
 
 use rustix::{fd::OwnedFd, io::Errno};
 
+pub use self::bounds::{Bounds, Tasks};
 use self::mounts::{Hierarchy, Mounts, Version};
 use super::{
     Unavailable,

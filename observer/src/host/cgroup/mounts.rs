@@ -39,6 +39,7 @@ impl Hierarchy {
 pub(super) struct Mounts {
     pub(super) memory: Option<Hierarchy>,
     pub(super) cpu: Option<Hierarchy>,
+    pub(super) pids: Option<Hierarchy>,
 }
 
 impl Mounts {
@@ -64,6 +65,7 @@ impl Mounts {
                         match option {
                             "memory" => mounts.memory = Some(hierarchy(Version::V1)),
                             "cpu" => mounts.cpu = Some(hierarchy(Version::V1)),
+                            "pids" => mounts.pids = Some(hierarchy(Version::V1)),
                             _ => {}
                         }
                     }
@@ -71,7 +73,11 @@ impl Mounts {
                 _ => {}
             }
         }
-        Mounts { memory: mounts.memory.or(unified.clone()), cpu: mounts.cpu.or(unified) }
+        Mounts {
+            memory: mounts.memory.or(unified.clone()),
+            cpu: mounts.cpu.or(unified.clone()),
+            pids: mounts.pids.or(unified),
+        }
     }
 }
 

@@ -92,7 +92,7 @@ fn everything_is_read() {
             app: "api".to_owned(),
             worker: 2,
             home: "/home/deploy/.pm2".to_owned(),
-            instance: None,
+            ..Default::default()
         }),
         service_name: "api".to_owned(),
         ..Process::default()

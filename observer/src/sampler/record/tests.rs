@@ -99,7 +99,9 @@ fn each_kind_reaches_its_fold() {
     check(Kind::TcpClosed, same, 1);
     check(Kind::Reclaim, same, 1);
     check(Kind::OomKill, same, 1);
-    check(Kind::Exit, same, 1);
+    check(Kind::Exit, same, 0);
+    let watched = |bytes: &mut Vec<u8>| bytes[std::mem::offset_of!(Exit, watched)] = 1;
+    check(Kind::Exit, watched, 1);
     check(Kind::LoopGap, same, 0);
     assert_eq!(check(Kind::TcpListening, same, 0).listeners, BTreeSet::from([77]));
     // The stack is the last field; where it has an address, the stall waits for its name.

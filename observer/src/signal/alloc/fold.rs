@@ -7,12 +7,12 @@ use std::{
 
 use observer_abi::{
     Counter,
-    alloc::{EXIT_CODE_UNKNOWN, Exit, TASK_KERNEL, TASK_LEADER, TaskRow},
+    alloc::{Exit, TASK_KERNEL, TASK_LEADER, TaskRow, has_failed},
 };
 
 use super::{
-    AllocationStack, CREATED, EXITED, Limits, MEMORY_ANON, MEMORY_GROWTH, MEMORY_SWAP,
-    MEMORY_USAGE, ProcessMemory, SHORT_LIVED, View,
+    AllocationStack, CREATED, EXITED, Limits, MAX_FAILURES, MEMORY_ANON, MEMORY_GROWTH,
+    MEMORY_SWAP, MEMORY_USAGE, ProcessMemory, SHORT_LIVED, View, exit,
 };
 use crate::{
     signal::{Now, Output, Readings, Who, comm_text, per_second},
@@ -84,39 +84,19 @@ impl Alloc {
         self.view.clone()
     }
 
-    /// A watched process has exited.
+    /// A process has exited that is watched, or one that failed.
     pub fn exit(&mut self, record: &Exit, now: Now, who: &mut dyn Who, out: &mut Output) {
         let name = comm_text(&record.header.comm);
-        let process = who.process(record.header.tgid, None, &name);
-        let known = record.exit_code != EXIT_CODE_UNKNOWN;
-        let (signal, code) = (record.exit_code & 0x7f, record.exit_code >> 8 & 0xff);
-        let failed = known && (signal != 0 || code != 0);
-        let how = match (known, signal) {
-            (false, _) => "exited".to_owned(),
-            (true, 0) => format!("exited with {code}"),
-            (true, signal) => format!("killed by signal {signal}"),
-        };
-        let mut attrs = vec![
-            attr("process.pid", record.header.tgid),
-            attr("observer.process.lifetime_ns", record.lifetime_ns),
-        ];
-        if known {
-            attrs.push(attr("process.exit.code", code));
-            attrs.push(attr("observer.process.exit_signal", signal));
+        let start = (record.start_boottime_ns != 0).then_some(record.start_boottime_ns);
+        let process = who.process(record.header.tgid, start, &name);
+        if has_failed(record.exit_code) {
+            let failure = exit::failure(record, &process, now);
+            self.view.failures.insert(0, failure);
+            self.view.failures.truncate(MAX_FAILURES);
         }
-        out.event(Event {
-            name: "observer.process.exit",
-            severity: if failed { Severity::Warn } else { Severity::Info },
-            time_unix_ns: now.unix_of(record.header.ktime_ns),
-            body: format!(
-                "{name} ({}) {how} after {:.1} s",
-                record.header.tgid,
-                record.lifetime_ns as f64 / 1e9
-            ),
-            attrs,
-            context: None,
-            subject: Subject::Process(process),
-        });
+        if record.watched != 0 || exit::is_service(record, &process, who) {
+            out.event(exit::event(record, process, now));
+        }
     }
 
     /// Folds one tick.

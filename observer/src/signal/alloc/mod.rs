@@ -1,5 +1,6 @@
 //! Allocations: which process holds how much memory, who grows, and from where in its code.
 
+mod exit;
 mod fold;
 #[cfg(test)]
 mod tests;

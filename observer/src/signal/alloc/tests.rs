@@ -1,18 +1,19 @@
 //! Rows of processes in; memory, growth, steps and stacks out.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use observer_abi::{
-    Kind,
-    alloc::{Exit, TASK_BLOCKED, TASK_KERNEL, TASK_LEADER, TaskRow},
+    Header, Kind,
+    alloc::{EXIT_CODE_UNKNOWN, Exit, TASK_BLOCKED, TASK_KERNEL, TASK_LEADER, TaskRow},
 };
 use proptest::prelude::*;
 use zerocopy::FromZeros as _;
 
 use super::*;
 use crate::{
+    identity::Process,
     signal::{
-        Output,
+        Output, Who,
         testing::{
             Anyone, SECOND, WALL_AHEAD, at, check_numbers, check_view, comm, header, int, pid,
             quiet, value,
@@ -182,12 +183,82 @@ fn the_growth_event_names_the_stack() {
     assert!(event.body.ends_with("100 % from 0x10"), "{}", event.body);
 }
 
+fn exited(header: Header, exit_code: u32) -> Exit {
+    Exit {
+        header,
+        lifetime_ns: 3 * SECOND / 2,
+        exit_code,
+        parent_tgid: 2,
+        start_boottime_ns: 9 * SECOND,
+        watched: 0,
+        reserved: 0,
+    }
+}
+
+#[test]
+fn failures_are_kept_with_what_they_ended_by() {
+    let mut alloc = Alloc::new(LIMITS);
+    let mut out = Output::default();
+    let mut exit = |alloc: &mut Alloc, pid, code| {
+        let header = header(Kind::Exit, pid, "grep", 5 * SECOND);
+        alloc.exit(&exited(header, code), at(6 * SECOND), &mut Anyone, &mut out);
+    };
+    for (pid, code) in [(1, 7 << 8), (2, 0x80 | 11), (3, 0), (4, EXIT_CODE_UNKNOWN)] {
+        exit(&mut alloc, pid, code);
+    }
+    let failures = alloc.view().failures;
+    let found: Vec<_> = failures.iter().map(|row| (row.pid, row.exit_code, row.signal)).collect();
+    assert_eq!(found, [(2, None, Some(11)), (1, Some(7), None)]);
+    let row = &failures[0];
+    assert_eq!((row.time_unix_ns, row.lived_ns), (5 * SECOND + WALL_AHEAD, 3 * SECOND / 2));
+    assert_eq!((row.start_unix_ns, row.parent_pid, row.name.as_str()), (9 * SECOND, 2, "grep"));
+    (10..200).for_each(|pid| exit(&mut alloc, pid, 1 << 8));
+    tick(&mut alloc, 7 * SECOND, &[]);
+    let kept = alloc.view().failures;
+    assert_eq!((kept.len(), kept[0].pid), (super::MAX_FAILURES, 199), "a tick keeps them");
+    assert!(out.batch.events.is_empty(), "nobody keeps these running");
+}
+
+/// A host with a daemon of PM2 (2), a service (3), a container (4) and what they have started.
+struct Keepers;
+
+impl Who for Keepers {
+    fn process(&mut self, pid: u32, _start: Option<u64>, _comm: &str) -> Arc<Process> {
+        let mut process = Process { pid, ..Process::default() };
+        match pid {
+            2 => process.pm2_daemon_home = Some("/h".to_owned()),
+            3 | 30 => process.unit = "api.service".to_owned(),
+            4 | 40 => process.container_id = "c".to_owned(),
+            _ => {}
+        }
+        Arc::new(process)
+    }
+}
+
+#[test]
+fn the_end_of_what_somebody_keeps_running_is_an_event() {
+    let check = |pid, parent_tgid, expected: bool| {
+        let header = header(Kind::Exit, pid, "x", 5 * SECOND);
+        let record = Exit { parent_tgid, ..exited(header, 1 << 8) };
+        let mut out = Output::default();
+        Alloc::new(LIMITS).exit(&record, at(6 * SECOND), &mut Keepers, &mut out);
+        assert_eq!(out.batch.events.len() == 1, expected, "{pid} of {parent_tgid}");
+    };
+    check(20, 2, true);
+    check(3, 1, true);
+    check(30, 3, false);
+    check(4, 9, true);
+    check(40, 4, false);
+    check(9, 1, false);
+    check(20, 0, false);
+}
+
 #[test]
 fn an_exit_says_how() {
     #[track_caller]
     fn check(exit_code: u32, code: i64, signal: i64, severity: Severity, body: &str) {
         let header = header(Kind::Exit, 7, "node", 5 * SECOND);
-        let record = Exit { header, lifetime_ns: 3 * SECOND / 2, exit_code, reserved: 0 };
+        let record = Exit { watched: 1, ..exited(header, exit_code) };
         let mut out = Output::default();
         Alloc::new(LIMITS).exit(&record, at(6 * SECOND), &mut Anyone, &mut out);
         let event = &out.batch.events[0];

@@ -63,6 +63,12 @@ pub struct Failure {
     pub signal: Option<u32>,
     /// How long it lived; 0 if not known.
     pub lived_ns: u64,
+    /// When it started, as in [`crate::identity::Process`]: who has its pid now may be another; 0 if not known.
+    pub start_unix_ns: u64,
+    /// Its parent, such as the daemon of PM2; 0 if not known.
+    pub parent_pid: u32,
+    /// Its `service_name`; the command name, if it ended before it was looked at.
+    pub service_name: String,
 }
 
 /// One stack of sampled page faults.

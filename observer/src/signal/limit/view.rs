@@ -33,7 +33,7 @@ pub struct Bound {
     pub used: u64,
     /// How much there may be; null if unlimited or unknown, see `source`.
     pub limit: Option<u64>,
-    /// `bytes`, `files`, `threads` or `ports`.
+    /// `bytes`, `files`, `threads`, `connections` or `ports`.
     pub unit: String,
     /// Where the limit is from: `kernel`, `counters` (the runtime's own), `command_line`, `environment`, `config_file`,
     /// `default` (of the runtime, by the size of memory), or `unknown`.
@@ -115,12 +115,14 @@ pub struct Jvm {
     pub old_max_bytes: u64,
     /// Old generation in use right after the last full collection that the agent has seen; null before.
     pub old_after_full_bytes: Option<u64>,
-    /// Class metadata in use (Metaspace; PermGen before Java 8).
+    /// Class metadata in use (Metaspace; PermGen before Java 8), as of the last collection; 0 before the first.
     pub metaspace_used_bytes: u64,
     /// Memory reserved or committed for it by the JVM.
     pub metaspace_capacity_bytes: u64,
     /// -XX:MaxMetaspaceSize (PermGen: its largest size); null if not set, which means until memory ends.
     pub metaspace_max_bytes: Option<u64>,
+    /// Whether the three above are of PermGen.
+    pub permgen: bool,
     /// Compressed class space in use, which has a bound of its own.
     pub class_space_used_bytes: u64,
     /// That bound; 0 if it has none.

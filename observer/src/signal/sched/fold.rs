@@ -118,6 +118,11 @@ impl Sched {
         self.view.busy_ratio >= CONSUMERS_BUSY || self.view.threads.iter().any(waits)
     }
 
+    /// Whether it matters what disks do: tasks hang.
+    pub fn wants_disks(&self) -> bool {
+        !self.view.blocked.is_empty()
+    }
+
     /// Whether the probe on system calls should be attached.
     pub fn wants_epoll_probe(&self) -> bool {
         self.poller.wants_probe()
@@ -256,6 +261,7 @@ impl Sched {
         self.blocked(readings);
         self.cpu(readings.times);
         self.view.consumers = readings.consumers.to_vec();
+        self.view.disks = readings.disks.to_vec();
         self.cgroups(readings.cgroups, readings.elapsed_ns);
     }
 

@@ -11,7 +11,7 @@ mod watchlist;
 
 pub use self::{
     fold::Sched,
-    view::{BlockedTask, Consumer, CpuCgroup, EventLoop, Thread, View},
+    view::{BlockedTask, Consumer, CpuCgroup, Disk, EventLoop, Thread, View},
     watchlist::Watchlist,
 };
 use crate::{

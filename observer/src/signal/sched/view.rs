@@ -12,6 +12,9 @@ pub struct View {
     pub watched: u64,
     /// Tasks of the host in uninterruptible sleep for more than a second.
     pub blocked: Vec<BlockedTask>,
+    /// Disks with requests, while tasks hang; those that answer worst first.
+    #[serde(default)]
+    pub disks: Vec<Disk>,
     /// CPU cgroups with a quota that throttled.
     pub throttled: Vec<CpuCgroup>,
     /// Processes that use the CPU most, while threads wait for one or the host is busy; else empty.
@@ -118,4 +121,22 @@ pub struct Consumer {
     pub rt_priority: u32,
     /// Nice value.
     pub nice: i32,
+}
+
+/// A disk with requests.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Disk {
+    /// Its name, as `nvme0n1` or `dm-0`.
+    pub name: String,
+    /// Whether the device mapper holds its requests back.
+    pub suspended: bool,
+    /// Requests that it has not answered.
+    pub in_flight: u64,
+    /// For how long it has answered none, although it has some.
+    pub silent_ns: u64,
+    /// Mean time of the requests that it answered since the last reading.
+    pub wait_ns: u64,
+    /// Share of that time in which it had requests, 0 to 1.
+    pub busy_ratio: f64,
 }

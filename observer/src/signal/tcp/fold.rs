@@ -302,7 +302,8 @@ fn rank(connection: &Connection) -> (u8, u64) {
     (urgency, connection.activity_ns)
 }
 
-fn endpoints(connections: &[Connection]) -> Vec<Endpoint> {
+/// Counts per process and endpoint.
+pub fn endpoints(connections: &[Connection]) -> Vec<Endpoint> {
     let mut rows: BTreeMap<(u32, &str, u16), Endpoint> = BTreeMap::new();
     for connection in connections {
         let server = connection.role == "server";

@@ -10,6 +10,8 @@ mod view;
 
 use std::time::Duration;
 
+#[cfg(test)]
+pub(crate) use self::fold::endpoints;
 pub use self::{
     endpoint::{Naming, known_ports},
     fold::{PeerNames, Tcp},

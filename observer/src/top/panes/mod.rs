@@ -4,6 +4,7 @@
 
 pub mod alloc;
 pub mod findings;
+pub mod limit;
 pub mod oom;
 pub mod sched;
 pub mod tcp;
