@@ -10,8 +10,11 @@ mod connection;
 mod finding;
 mod incident;
 mod judgement;
+pub mod limit;
 mod mean;
+mod memory;
 pub mod party;
+pub mod process;
 pub mod sched;
 mod tell;
 #[cfg(test)]
@@ -19,6 +22,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod track;
+mod trend;
 mod uplink;
 
 pub use self::{
@@ -53,11 +57,40 @@ pub const ALL: &[&Kind] = &[
     &sched::throttled::KIND,
     &sched::steal::KIND,
     &sched::blocked::KIND,
+    &sched::responsiveness::KIND,
+    &process::crash_loop::KIND,
+    &process::fork_storm::KIND,
+    &process::duplicate_managers::KIND,
+    &limit::near::KIND,
+    &limit::jvm::KIND,
+    &limit::runtime::NODE,
+    &limit::runtime::REDIS,
+    &limit::hazard::REDIS_OVERCOMMIT,
+    &limit::hazard::REDIS_HUGE_PAGES,
+    &limit::hazard::REDIS_MAXMEMORY,
+    &limit::hazard::HEAP_LIMITS,
+    &limit::hazard::PM2_MEMORY,
+    &limit::hazard::WORKERS,
+    &limit::hazard::FILES,
+    &limit::hazard::NO_SWAP,
     // Connections.
     &connection::dead::DEAD_PEER,
     &connection::waiting::FROZEN_PEER,
     &connection::waiting::PILE_UP,
     &connection::waiting::LONG_WAIT,
+    &connection::unread::UNREAD,
+    &connection::transaction::IDLE_IN_TRANSACTION,
+    &connection::saturation::SATURATION,
+    &connection::leak::LEAK,
+    &connection::duplicate::DUPLICATE_POOLS,
+    &connection::orphan::ORPHANS,
+    // Memory.
+    &memory::exhaustion::KIND,
+    &memory::cgroup::KIND,
+    &memory::thrash::KIND,
+    &memory::leak::KIND,
+    &memory::spike::KIND,
+    &memory::kill::KIND,
 ];
 
 /// All detectors and what they have found.

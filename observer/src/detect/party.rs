@@ -132,7 +132,7 @@ mod tests {
         let worker = |pid, worker| Process {
             pid,
             name: "node".into(),
-            pm2: Some(Pm2 { app: "shop".into(), worker, home: "/h".into(), instance: None }),
+            pm2: Some(Pm2 { app: "shop".into(), worker, home: "/h".into(), ..Pm2::default() }),
             ..Process::default()
         };
         let redis = Process {

@@ -3,7 +3,7 @@
 //! PostgreSQL's lock queue is fair: a migration that waits for a report stops everybody who comes later. So the one to name is
 //! the last outsider that had begun to wait before the crowd did, not the one that waits longest.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{SECOND, habits::Habits};
 use crate::signal::tcp::{Activity, Connection};
@@ -69,9 +69,13 @@ pub(super) fn find(late: &[&Connection], here: &[&Connection], habits: &Habits) 
     }
 }
 
-/// The processes with the most waits; all that have as many as the first.
+/// The processes with the most waits; also those that have more than half as many.
 fn crowd_of(late: &[&Connection]) -> BTreeSet<u32> {
-    let waits = |pid: u32| late.iter().filter(|row| row.pid == pid).count();
-    let most = late.iter().map(|row| waits(row.pid)).max().unwrap_or(0);
-    late.iter().map(|row| row.pid).filter(|pid| waits(*pid) * 2 > most || most < 2).collect()
+    let mut waits: BTreeMap<u32, usize> = BTreeMap::new();
+    for row in late {
+        *waits.entry(row.pid).or_default() += 1;
+    }
+    let most = waits.values().copied().max().unwrap_or(0);
+    waits.retain(|_, waits| *waits * 2 > most);
+    waits.into_keys().collect()
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    QUESTION_AND_ANSWER, SECOND,
+    SECOND, WITH_EVENTS,
     blocker::{self, Blocker},
     endpoint,
     habits::Habits,
@@ -153,7 +153,7 @@ impl Crowds {
         if !certain && (blocked || !busy || after < 2) || before * 2 > after || after == 0 {
             return None;
         }
-        let known = certain || QUESTION_AND_ANSWER.contains(&longest.system.as_str());
+        let known = certain || !WITH_EVENTS.contains(&longest.system.as_str());
         let sure = crowd.silent_ns >= self.habits.late_after_ns(longest, FROZEN_NS)?;
         Some(Verdict::Frozen(match (sure, known) {
             (false, _) | (_, false) => Level::Watch,
@@ -195,7 +195,7 @@ fn pile_up(crowd: &Crowd<'_>, stuck: usize) -> Option<Verdict> {
     let third_ns = crowd.late.get(MANY - 1).map_or(0, |row| row.activity_ns);
     let all = stuck * 10 >= crowd.open * 9;
     let joined = crowd.late.len() - most_together(&crowd.late) >= MANY - 1;
-    let known = QUESTION_AND_ANSWER.contains(&longest.system.as_str());
+    let known = !WITH_EVENTS.contains(&longest.system.as_str());
     let many = stuck >= MANY && stuck * 5 >= crowd.open && (joined || all);
     Some(Verdict::PileUp(match known && many && longest.activity_ns >= PILE_UP_NS {
         false => Level::Watch,

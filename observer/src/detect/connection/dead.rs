@@ -30,10 +30,12 @@ const CONNECTING_NS: u64 = 3 * SECOND;
 /// Where the agent looks this seldom, what is stuck at one look is taken for stuck if it is for [`SURE_NS`].
 const SELDOM_NS: u64 = 5 * SECOND;
 const SURE_NS: u64 = 6 * SECOND;
+/// A peer that lives is heard within this time, if anybody asks it; it may have been heard after the first loss.
+const SILENT_NS: u64 = 5 * SECOND;
 /// A dead peer that two connections need is CRITICAL after this time: no retransmission will mend it soon.
 const CRITICAL_NS: u64 = 15 * SECOND;
 /// Two connections that stay stuck while others to the same peer live: some path to it is gone.
-const PARTLY_NS: u64 = 30 * SECOND;
+const PARTLY_NS: u64 = 10 * SECOND;
 /// Peers followed; more than that at once is the own network's failure, and the first ones say it.
 const MAX_PEERS: usize = 256;
 
@@ -56,19 +58,21 @@ impl Detector for Dead {
                 break;
             }
             let since_ns = *self.since.entry(address.to_owned()).or_insert(seen.now_ns);
-            let of_peer = rows.iter().filter(|row| row.peer_address == address);
-            let heard_ns = of_peer.filter_map(|row| row.last_receive_ns).min();
+            let of_peer = || rows.iter().filter(|row| row.peer_address == address);
+            let heard_ns = of_peer().filter_map(|row| row.last_receive_ns).min();
             let held_ns = seen.now_ns.saturating_sub(since_ns);
-            found.push(judge(seen, address, &stuck, held_ns, heard_ns));
+            let open = of_peer().count();
+            found.push(judge(seen, address, &stuck, open, held_ns, heard_ns));
         }
     }
 }
 
-/// `held_ns`: for how long connections have been stuck; `heard_ns`: since anything came from the peer.
+/// `open`: connections to the peer; `held_ns`: for how long some have been stuck; `heard_ns`: since anything came from it.
 fn judge(
     seen: &Seen<'_>,
     address: &str,
     stuck: &[&Connection],
+    open: usize,
     held_ns: u64,
     heard_ns: Option<u64>,
 ) -> Judgement {
@@ -79,11 +83,11 @@ fn judge(
     let sure = held_ns >= HELD_NS
         || connecting_ns >= CONNECTING_NS
         || seen.elapsed_ns >= SELDOM_NS && silent_ns >= SURE_NS;
-    let lives = heard_ns.is_some_and(|heard_ns| heard_ns < held_ns.max(SECOND));
+    let lives = heard_ns.is_some_and(|heard_ns| heard_ns < held_ns.clamp(SECOND, SILENT_NS));
     let several = stuck.len() >= 2;
     let level = match (sure, lives) {
         (false, _) => Level::Watch,
-        (true, true) if several && held_ns >= PARTLY_NS => Level::Warn,
+        (true, true) if several && (stuck.len() * 2 >= open || held_ns >= PARTLY_NS) => Level::Warn,
         (true, true) => Level::Watch,
         (true, false) if several && held_ns >= CRITICAL_NS && unacknowledged_ns.is_some() => {
             Level::Critical

@@ -6,11 +6,17 @@
 mod blocker;
 mod crowd;
 pub mod dead;
+pub mod duplicate;
 mod habits;
+pub mod leak;
+pub mod orphan;
+pub mod saturation;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod transaction;
+pub mod unread;
 pub mod waiting;
 
 use std::{
@@ -40,10 +46,9 @@ const SERVERS: &[(&str, &[&str])] = &[
     ("memcached", &["memcached"]),
 ];
 
-/// Systems whose clients never wait for an event by habit: each question has an answer of its own. Elsewhere (Redis BLPOP,
-/// MongoDB's awaitable commands, anything unknown) a long wait is often healthy.
-const QUESTION_AND_ANSWER: &[&str] =
-    &["postgresql", "mysql", "mariadb", "microsoft.sql_server", "oracle.db", "cassandra"];
+/// Systems whose clients wait for events (BLPOP, awaitable cursors): there a long wait is often healthy. Elsewhere each
+/// question has an answer of its own.
+const WITH_EVENTS: &[&str] = &["redis", "mongodb"];
 
 /// A number that is the same for the same things; the state of the detectors is kept by it, to allocate nothing a row.
 fn key(parts: impl Hash) -> u64 {

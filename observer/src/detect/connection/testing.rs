@@ -9,7 +9,7 @@ use crate::{
     identity::Process,
     signal::{
         Output,
-        tcp::{Activity, Connection},
+        tcp::{Activity, Connection, endpoints},
     },
     snapshot::Snapshot,
 };
@@ -69,6 +69,8 @@ pub(super) fn host(second: u64, connections: Vec<Connection>) -> Snapshot {
         let known = Process { pid: row.pid, name: row.name.clone(), ..Process::default() };
         snapshot.processes.insert(row.pid, Arc::new(known));
     }
+    snapshot.tcp.endpoints = endpoints(&connections);
+    snapshot.tcp.connection_count = connections.len() as u64;
     snapshot.tcp.connections = connections;
     snapshot
 }

@@ -22,7 +22,7 @@ pub static FROZEN_PEER: Kind = Kind {
     reason: "An endpoint that answered all the time and gives no answer for 5 s (or three times what one in twenty answers \
              takes), to at least two questions asked since. Its kernel acknowledges, so that neither keepalive nor \
              heartbeats of the network show it. A closed window, a new connection that is not greeted within 2 s, or an \
-             event loop of a local server in one turn make it certain. Where clients wait for events (Redis BLPOP), \
+             event loop of a local server in one turn make it certain. Where clients wait for events (Redis BLPOP, MongoDB), \
              silence alone is no more than WATCH.",
     raise: Duration::ZERO,
     clear: Duration::from_secs(5),
@@ -69,7 +69,8 @@ pub const WAITING: Setting = Setting {
     help: "an answer from a database that takes less is never late, whatever is usual",
 };
 
-fn least_ns(config: &Config) -> u64 {
+/// What [`WAITING`] is set to.
+pub(super) fn least_ns(config: &Config) -> u64 {
     config.duration(&WAITING).as_nanos() as u64
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::{SECOND_NS, seconds, stack::Class};
+use super::{SECOND_NS, is_memory_short, seconds, stack::Class};
 use crate::{
     config::{self, Config, Setting},
     detect::{
@@ -43,6 +43,8 @@ const SEVERAL: usize = 3;
 const MANY: usize = 16;
 /// Waits of over a second count as a slow disk if a service is in one for this share of half a minute.
 const OFTEN: f64 = 0.6;
+/// A disk answers within some milliseconds; from here on it is slow.
+const SLOW_NS: u64 = 200_000_000;
 const CONSTANT: Duration = Duration::from_secs(15);
 
 struct Blocked {
@@ -90,11 +92,12 @@ fn crowds<'a>(seen: &'a Seen<'_>) -> BTreeMap<&'static str, Crowd<'a>> {
     let serves = |pid: u32| {
         watched.contains(&pid) || seen.process(pid).is_some_and(|process| process.pm2.is_some())
     };
+    let short = is_memory_short(seen.snapshot);
     let classes: Vec<(Class, &BlockedTask)> = sched
         .blocked
         .iter()
         .filter(|task| !is_kernel(seen, task))
-        .map(|task| (Class::of(&task.stack), task))
+        .map(|task| (Class::of(&task.stack).with_memory(short), task))
         .filter(|(class, _)| *class != Class::Own)
         .collect();
     let causes = classes.iter().filter(|(class, _)| class.is_cause());
@@ -126,14 +129,34 @@ impl Blocked {
     }
 }
 
-/// Who is to blame: for memory the one who grows, else the part of the kernel.
-fn culprit(class: Class, seen: &Seen<'_>) -> Option<Party> {
+/// Who is to blame: for memory the one who grows, for a disk the one that does not answer, else the part of the kernel.
+fn culprit(class: Class, longest_ns: u64, seen: &Seen<'_>) -> Option<Party> {
     match (class, seen.snapshot.oom.culprit_pid) {
         (Class::PageIn | Class::Reclaim, Some(pid)) => {
             Some(party::process(seen.snapshot, pid, "", 1.0))
         }
+        (Class::Disk | Class::Journal, _) => {
+            Some(disk(longest_ns, seen).unwrap_or_else(|| class.party()))
+        }
         _ => (class != Class::Unknown).then(|| class.party()),
     }
+}
+
+/// The disk that is suspended, or has been silent for half as long as tasks wait for it, or is slow.
+fn disk(longest_ns: u64, seen: &Seen<'_>) -> Option<Party> {
+    let disk = seen.snapshot.sched.disks.first()?;
+    let name = &disk.name;
+    let title = match disk {
+        _ if disk.suspended => format!("disk {name} (suspended by the device-mapper)"),
+        _ if disk.silent_ns >= longest_ns / 2 => {
+            format!("disk {name} (no answer for {:.0} s)", seconds(disk.silent_ns))
+        }
+        _ if disk.wait_ns >= SLOW_NS => {
+            format!("disk {name} ({:.1} s a request)", seconds(disk.wait_ns))
+        }
+        _ => return None,
+    };
+    Some(Party { title, ..party::kernel(&format!("disk {name}"), 1.0) })
 }
 
 fn judgement(
@@ -172,7 +195,7 @@ fn judgement(
     Judgement {
         subject: subject.to_owned(),
         state: State::Firing(level),
-        culprit: culprit(crowd.class, seen),
+        culprit: culprit(crowd.class, longest_ns, seen),
         victims: crowd.pids.iter().take(MAX_PIDS).map(victim).collect(),
         evidence: vec![
             evidence("longest_wait", seconds(longest_ns), "s", "iter/task"),

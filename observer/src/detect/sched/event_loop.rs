@@ -1,12 +1,18 @@
 //! An event loop that does not turn: all that it serves waits (incidents I1, I2). The only sign of it while it lasts is the
 //! turn that is still open, and how that splits into computing, waiting for a CPU, and being blocked says why.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
 
 use super::{seconds, stack::Class};
 use crate::{
     config::{self, Config, Setting},
-    detect::{Detector, Evidence, Judgement, Kind, Level, Party, Seen, State, evidence, party},
+    detect::{
+        Detector, Evidence, Judgement, Kind, Level, Party, Seen, State, evidence, mean::Mean, party,
+    },
     signal::sched::{EventLoop, Thread},
 };
 
@@ -18,8 +24,8 @@ pub static KIND: Kind = Kind {
     reason: "People notice a second (Nielsen, 1993), and load balancers give up after some; ten seconds are a hang. Loops \
              that refuse work when they lag (toobusy-js) do so from 70 ms on, so that and a single turn of a fifth of the \
              threshold are WATCH.",
-    raise: std::time::Duration::ZERO,
-    clear: std::time::Duration::from_secs(5),
+    raise: Duration::ZERO,
+    clear: Duration::from_secs(5),
     hazard: false,
     settings: &[BLOCK],
     detector: |config| Box::new(EventLoops::new(config)),
@@ -36,6 +42,8 @@ pub const BLOCK: Setting = Setting {
 
 /// Loops followed; as many as threads can be watched.
 const MAX_LOOPS: usize = 4096;
+/// Loops told of at once, the worst.
+const MAX_TOLD: usize = 64;
 /// A loop has served before if it has turned this often.
 const MIN_TURNS: u64 = 20;
 /// Turns in ten seconds of which a 99th percentile says something.
@@ -48,6 +56,9 @@ const IDLE_FACTOR: u64 = 10;
 const HABIT_NS: u64 = 60_000_000_000;
 /// Then the past is forgotten by halves.
 const MEMORY_NS: u64 = 3_600_000_000_000;
+/// A loop that spends half of half a minute in long turns hardly turns at all.
+const HARDLY: f64 = 0.5;
+const LATELY: Duration = Duration::from_secs(15);
 /// A thread that spends this share of its time in long turns is no loop that serves.
 const HABITUAL: f64 = 0.1;
 
@@ -58,13 +69,24 @@ struct Habit {
     max_ns: u64,
     observed_ns: u64,
     stuck_ns: u64,
+    /// The same share of late.
+    lately: Mean,
     round: u64,
 }
 
 struct EventLoops {
     block_ns: u64,
-    habits: BTreeMap<u32, Habit>,
+    habits: HashMap<u32, Habit>,
     round: u64,
+}
+
+/// A snapshot, with what is looked up in it only if a loop stands still.
+struct Tick<'a> {
+    seen: &'a Seen<'a>,
+    /// Processes with several loops.
+    several: OnceCell<BTreeSet<u32>>,
+    /// What blocked threads wait for.
+    blocked: OnceCell<BTreeMap<u32, Class>>,
 }
 
 /// What is wrong with a loop.
@@ -94,10 +116,39 @@ enum Cause {
     Sleeps,
 }
 
+fn loops<'a>(seen: &Seen<'a>) -> impl Iterator<Item = (&'a Thread, &'a EventLoop)> {
+    let threads = seen.snapshot.sched.threads.iter();
+    threads.filter_map(|thread| Some((thread, thread.event_loop.as_ref()?)))
+}
+
+impl Tick<'_> {
+    /// Whether this process has one loop only.
+    fn is_alone(&self, pid: u32) -> bool {
+        let several = || {
+            let (mut once, mut several) = (BTreeSet::new(), BTreeSet::new());
+            let pids = loops(self.seen).map(|(thread, _)| thread.pid);
+            several.extend(pids.filter(|pid| !once.insert(*pid)));
+            several
+        };
+        !self.several.get_or_init(several).contains(&pid)
+    }
+
+    /// What a thread waits for in uninterruptible sleep.
+    fn class(&self, tid: u32) -> Option<Class> {
+        let snapshot = self.seen.snapshot;
+        let classes = || {
+            let short = super::is_memory_short(snapshot);
+            let rows = snapshot.sched.blocked.iter();
+            rows.map(|row| (row.tid, Class::of(&row.stack).with_memory(short))).collect()
+        };
+        self.blocked.get_or_init(classes).get(&tid).copied()
+    }
+}
+
 impl EventLoops {
     fn new(config: &Config) -> Self {
         let block_ns = config.duration(&BLOCK).as_nanos() as u64;
-        Self { block_ns, habits: BTreeMap::new(), round: 0 }
+        Self { block_ns, habits: HashMap::new(), round: 0 }
     }
 
     /// Brings a loop's habits up to date; returns those before this tick, or `None` if there is no room.
@@ -113,7 +164,9 @@ impl EventLoops {
         habit.round = self.round;
         (habit.turns, habit.max_ns) = (turning.turns, turning.max_ns);
         habit.observed_ns = habit.observed_ns.saturating_add(elapsed_ns);
-        if turning.open_ns >= self.block_ns / 5 {
+        let stuck = turning.open_ns >= self.block_ns / 5;
+        habit.lately.add(f64::from(u8::from(stuck)), elapsed_ns, LATELY);
+        if stuck {
             habit.stuck_ns = habit.stuck_ns.saturating_add(turning.open_ns.min(elapsed_ns));
         }
         if habit.observed_ns >= MEMORY_NS {
@@ -122,23 +175,24 @@ impl EventLoops {
         Some(before)
     }
 
-    /// Judges one loop. `alone` if its process has no other.
+    /// Judges one loop.
     fn judge<'a>(
         &mut self,
         thread: &'a Thread,
         turning: &'a EventLoop,
-        alone: bool,
-        seen: &Seen<'_>,
+        tick: &Tick<'_>,
     ) -> Option<Result<Found<'a>, &'static str>> {
-        let habit = self.habit(thread, turning, seen.elapsed_ns)?;
-        let limit_ns =
-            self.block_ns.saturating_mul(if serves(thread, seen) { 1 } else { IDLE_FACTOR });
+        let habit = self.habit(thread, turning, tick.seen.elapsed_ns)?;
         let found = |what, level| Some(Ok(Found { thread, turning, level, what }));
+        let serves = || serves(thread, habit, tick.seen);
+        let alone = || tick.is_alone(thread.pid);
+        let hardly = habit.lately.value() >= HARDLY;
         let longer = turning.max_ns > habit.max_ns;
         let (what, length_ns) = match turning.open_ns {
             open_ns if open_ns >= self.block_ns => (What::Open, open_ns),
             _ if longer && turning.max_ns >= self.block_ns => (What::Over, turning.max_ns),
             _ if turning.turns < MIN_TURNS => return None,
+            _ if hardly && serves() && alone() => return found(What::Lags, Level::Warn),
             _ if turning.max_ns >= self.block_ns / 5 => return found(What::Over, Level::Watch),
             _ if turning.p99_ns >= LAG_NS && turning.recent_turns >= MIN_LAG_TURNS => {
                 return found(What::Lags, Level::Watch);
@@ -148,11 +202,12 @@ impl EventLoops {
         if turning.turns < MIN_TURNS {
             return Some(Err("it has not turned often enough to be known as a loop that serves"));
         }
-        let main = thread.tid == thread.pid && alone;
-        let sleeps = what == What::Open && cause(turning, thread, seen) == Cause::Sleeps;
+        let main = thread.tid == thread.pid && alone();
+        let sleeps = what == What::Open && cause(turning, thread, tick) == Cause::Sleeps;
         if (!main || sleeps) && !habit.is_steady() {
             return found(what, Level::Watch);
         }
+        let limit_ns = self.block_ns.saturating_mul(if serves() { 1 } else { IDLE_FACTOR });
         let level = match length_ns {
             _ if length_ns < limit_ns => Level::Watch,
             _ if length_ns < limit_ns.saturating_mul(10) || what == What::Over => Level::Warn,
@@ -170,14 +225,15 @@ impl Habit {
     }
 }
 
-/// Whether somebody waits for this loop's turn: it listens, or PM2's daemon listens for it. The first process reads its
-/// configuration anew now and then, and serves nobody meanwhile.
-fn serves(thread: &Thread, seen: &Seen<'_>) -> bool {
-    let instance = seen.process(thread.pid).and_then(|process| process.pm2.as_ref()?.instance);
-    thread.pid != 1 && (thread.listens != Some(false) || instance.is_some())
+/// Whether somebody waits for this loop's turn: it listens, or PM2's daemon may listen for it, unless it computes all the
+/// time. The first process reads its configuration anew now and then, and serves nobody meanwhile.
+fn serves(thread: &Thread, habit: Habit, seen: &Seen<'_>) -> bool {
+    let usual = || habit.observed_ns < HABIT_NS || habit.is_steady();
+    let instance = || seen.process(thread.pid).and_then(|process| process.pm2.as_ref()?.instance);
+    thread.pid != 1 && (thread.listens != Some(false) || usual() && instance().is_some())
 }
 
-fn cause(turning: &EventLoop, thread: &Thread, seen: &Seen<'_>) -> Cause {
+fn cause(turning: &EventLoop, thread: &Thread, tick: &Tick<'_>) -> Cause {
     let half_ns = turning.open_ns / 2;
     if turning.open_on_cpu_ns >= half_ns {
         return Cause::Computes;
@@ -185,11 +241,9 @@ fn cause(turning: &EventLoop, thread: &Thread, seen: &Seen<'_>) -> Cause {
     if turning.open_waiting_ns >= half_ns {
         return Cause::Starved;
     }
-    let snapshot = seen.snapshot;
-    let row = snapshot.sched.blocked.iter().find(|row| row.tid == thread.tid);
-    match row.map(|row| Class::of(&row.stack)) {
+    match tick.class(thread.tid) {
         Some(class) => Cause::Blocked(class),
-        None if snapshot.oom.refault_ratio >= 0.1 => Cause::Blocked(Class::PageIn),
+        None if tick.seen.snapshot.oom.refault_ratio >= 0.1 => Cause::Blocked(Class::PageIn),
         None => Cause::Sleeps,
     }
 }
@@ -238,10 +292,15 @@ impl Cause {
 }
 
 impl Found<'_> {
-    fn judgement(&self, seen: &Seen<'_>) -> Judgement {
+    fn rank(&self) -> (Level, u64, u64) {
+        (self.level, self.turning.open_ns, self.turning.max_ns)
+    }
+
+    fn judgement(&self, tick: &Tick<'_>) -> Judgement {
         let Self { thread, turning, level, what } = self;
+        let seen = tick.seen;
         let own = party::process(seen.snapshot, thread.pid, &thread.name, 1.0);
-        let cause = cause(turning, thread, seen);
+        let cause = cause(turning, thread, tick);
         let (message, culprit, advice) = match what {
             What::Open => (
                 format!(
@@ -268,9 +327,11 @@ impl Found<'_> {
             ),
             What::Lags => (
                 format!(
-                    "the event loop of {} lags: one of a hundred turns takes {:.2} s",
+                    "the event loop of {} lags: one of a hundred turns takes {:.2} s, the longest of the last minute took \
+                     {:.2} s",
                     own.title,
-                    seconds(turning.p99_ns)
+                    seconds(turning.p99_ns),
+                    seconds(turning.max_ns)
                 ),
                 Some(own.clone()),
                 "it has more to do than one thread can: add workers, or make its requests cheaper",
@@ -307,39 +368,31 @@ fn numbers(turning: &EventLoop) -> Vec<Evidence> {
 impl Detector for EventLoops {
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
         self.round += 1;
-        let threads = &seen.snapshot.sched.threads;
-        let loops =
-            || threads.iter().filter_map(|thread| Some((thread, thread.event_loop.as_ref()?)));
-        let (mut once, mut several) = (BTreeSet::new(), BTreeSet::new());
-        for (thread, _) in loops() {
-            if !once.insert(thread.pid) {
-                several.insert(thread.pid);
-            }
-        }
+        let tick = Tick { seen, several: OnceCell::new(), blocked: OnceCell::new() };
         // The worst loop of a process speaks for it.
         let mut worst: BTreeMap<u32, Found<'_>> = BTreeMap::new();
-        for (thread, turning) in loops() {
-            match self.judge(thread, turning, !several.contains(&thread.pid), seen) {
+        let mut new: BTreeMap<u32, (&str, &'static str)> = BTreeMap::new();
+        for (thread, turning) in loops(seen) {
+            match self.judge(thread, turning, &tick) {
                 None => {}
-                Some(Err(reason)) => found.push(Judgement {
-                    subject: format!("{} {}", thread.name, thread.pid),
-                    state: State::Undecided(reason.into()),
-                    ..Judgement::default()
-                }),
-                Some(Ok(one)) => {
-                    let rank = |found: &Found<'_>| (found.level, found.turning.open_ns);
-                    if worst.get(&thread.pid).is_none_or(|known| rank(known) < rank(&one)) {
-                        worst.insert(thread.pid, one);
-                    }
+                Some(Err(reason)) => _ = new.insert(thread.pid, (&thread.name, reason)),
+                Some(Ok(one))
+                    if worst.get(&thread.pid).is_none_or(|known| known.rank() < one.rank()) =>
+                {
+                    worst.insert(thread.pid, one);
                 }
+                Some(Ok(_)) => {}
             }
         }
-        found.retain(|judgement| {
-            !worst
-                .values()
-                .any(|one| judgement.subject == format!("{} {}", one.thread.name, one.thread.pid))
-        });
-        found.extend(worst.values().map(|one| one.judgement(seen)));
+        let undecided = new.into_iter().filter(|(pid, _)| !worst.contains_key(pid));
+        found.extend(undecided.take(MAX_TOLD).map(|(pid, (name, reason))| Judgement {
+            subject: format!("{name} {pid}"),
+            state: State::Undecided(reason.into()),
+            ..Judgement::default()
+        }));
+        let mut worst: Vec<Found<'_>> = worst.into_values().collect();
+        worst.sort_by_key(|one| std::cmp::Reverse(one.rank()));
+        found.extend(worst.iter().take(MAX_TOLD).map(|one| one.judgement(&tick)));
         let round = self.round;
         self.habits.retain(|_, habit| habit.round == round);
     }

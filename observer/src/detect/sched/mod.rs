@@ -2,6 +2,7 @@
 
 pub mod blocked;
 pub mod event_loop;
+pub mod responsiveness;
 mod stack;
 pub mod starvation;
 pub mod steal;
@@ -20,4 +21,12 @@ fn seconds(ns: u64) -> f64 {
 /// Percent, for people.
 fn percent(ratio: f64) -> f64 {
     (ratio * 100.0).round()
+}
+
+/// Whether memory is short: little is left, or pages of files are read again and again.
+fn is_memory_short(snapshot: &crate::snapshot::Snapshot) -> bool {
+    let oom = &snapshot.oom;
+    let little = oom.memory_total_bytes > 0
+        && (oom.memory_available_bytes as f64) < 0.1 * oom.memory_total_bytes as f64;
+    little || oom.refault_ratio >= 0.1
 }

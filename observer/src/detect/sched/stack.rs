@@ -1,6 +1,6 @@
 //! What a task in uninterruptible sleep waits for, by the names of kernel functions on its stack.
 
-use crate::detect::{Group, Party, party};
+use crate::detect::{Party, party};
 
 /// What it waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -96,6 +96,11 @@ impl Class {
         SIGNS.iter().find(|(_, signs)| is_there(signs)).map_or(Self::Unknown, |(class, _)| *class)
     }
 
+    /// A page that is waited for is a matter of memory only while that is short; else the disk is slow.
+    pub fn with_memory(self, short: bool) -> Self {
+        if self == Self::PageIn && !short { Self::Disk } else { self }
+    }
+
     /// Whether it explains why others wait for locks.
     pub fn is_cause(self) -> bool {
         !matches!(self, Self::Lock | Self::Unknown | Self::Own)
@@ -130,7 +135,7 @@ impl Class {
 
     /// The part of the kernel that answers for it.
     pub fn party(self) -> Party {
-        Party { group: Group::Kernel, ..party::kernel(self.subject(), 1.0) }
+        party::kernel(self.subject(), 1.0)
     }
 }
 

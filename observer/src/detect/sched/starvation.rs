@@ -1,7 +1,7 @@
 //! Services that get no CPU, and who has it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -11,7 +11,7 @@ use crate::{
         Detector, Evidence, Group, Judgement, Kind, Level, MAX_PIDS, Party, Quality, Seen, State,
         evidence, mean::Mean, party,
     },
-    signal::sched::{Consumer, Thread},
+    signal::sched::Consumer,
 };
 
 /// Services wait for a CPU.
@@ -31,6 +31,11 @@ pub static KIND: Kind = Kind {
 
 /// Processes followed; as many as threads can be watched.
 const MAX_PROCESSES: usize = 4096;
+/// Processes judged, those that wait most.
+const MAX_VICTIMS: usize = 256;
+/// Share of its time that a thread waits from which on its process is followed, until its mean is below the other.
+const FOLLOWED: f64 = 0.05;
+const FORGOTTEN: f64 = 0.001;
 /// Over about ten seconds.
 const CONSTANT: Duration = Duration::from_secs(5);
 /// Share of its time that the worst thread waits, and how many times as long the process's work takes: for each level.
@@ -69,7 +74,7 @@ impl Wait {
 
 #[derive(Default)]
 struct Starvation {
-    waits: BTreeMap<u32, Wait>,
+    waits: HashMap<u32, Wait>,
     round: u32,
 }
 
@@ -82,48 +87,66 @@ struct Victim<'a> {
 }
 
 impl Starvation {
+    /// Brings those who wait, or waited of late, up to date; the others cost nothing.
     fn follow(&mut self, seen: &Seen<'_>) {
         self.round = self.round.wrapping_add(1);
-        let mut sums: BTreeMap<u32, (f64, f64, f64)> = BTreeMap::new();
-        for thread in &seen.snapshot.sched.threads {
+        let threads = &seen.snapshot.sched.threads;
+        for thread in threads.iter().filter(|thread| thread.run_delay_ratio >= FOLLOWED) {
+            if self.waits.len() < MAX_PROCESSES {
+                self.waits.entry(thread.pid).or_default();
+            }
+        }
+        if self.waits.is_empty() {
+            return;
+        }
+        let mut sums: HashMap<u32, (f64, f64, f64)> = HashMap::new();
+        for thread in threads.iter().filter(|thread| self.waits.contains_key(&thread.pid)) {
             let (worst, waiting, running) = sums.entry(thread.pid).or_default();
             *worst = thread.run_delay_ratio.max(*worst);
             *waiting += thread.run_delay_ratio.max(0.0);
             *running += thread.on_cpu_ratio.max(0.0);
         }
         for (pid, (worst, waiting, running)) in sums {
-            if self.waits.len() >= MAX_PROCESSES && !self.waits.contains_key(&pid) {
-                continue;
-            }
-            let wait = self.waits.entry(pid).or_default();
+            let Some(wait) = self.waits.get_mut(&pid) else { continue };
             wait.round = self.round;
             wait.worst.add(worst, seen.elapsed_ns, CONSTANT);
             wait.waiting.add(waiting, seen.elapsed_ns, CONSTANT);
             wait.running.add(running, seen.elapsed_ns, CONSTANT);
         }
         let round = self.round;
-        self.waits.retain(|_, wait| wait.round == round);
+        self.waits.retain(|_, wait| {
+            wait.round == round && (wait.worst.value() >= FORGOTTEN || seen.elapsed_ns == 0)
+        });
     }
 
     /// Processes that wait, the worst first, without those that a quota holds back.
     fn victims<'a>(&self, seen: &'a Seen<'_>) -> Vec<Victim<'a>> {
-        let mut names: BTreeMap<u32, &str> = BTreeMap::new();
-        for Thread { pid, name, .. } in &seen.snapshot.sched.threads {
-            names.entry(*pid).or_insert(name);
-        }
-        let throttled = &seen.snapshot.sched.throttled;
-        let held = |pid: u32| {
-            let quota = |path: &str| throttled::is_in(seen, pid, path);
-            throttled.iter().any(|group| group.throttled_ratio >= ELSEWHERE && quota(&group.path))
-        };
         let victim = |(pid, wait): (&u32, &Wait)| {
-            let level = wait.level()?;
-            let name = names.get(pid).copied().unwrap_or_default();
-            (!held(*pid)).then_some(Victim { pid: *pid, name, wait: *wait, level })
+            Some(Victim { pid: *pid, name: "", wait: *wait, level: wait.level()? })
         };
         let mut victims: Vec<_> = self.waits.iter().filter_map(victim).collect();
+        if victims.is_empty() {
+            return victims;
+        }
         let rank = |victim: &Victim<'_>| (victim.level, victim.wait.worst.value());
         victims.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
+        victims.truncate(MAX_VICTIMS);
+        let groups = seen.snapshot.sched.throttled.iter();
+        let quotas: Vec<&str> = groups
+            .filter(|group| group.throttled_ratio >= ELSEWHERE)
+            .map(|group| group.path.as_str())
+            .collect();
+        let held = |pid: u32| {
+            let own = if quotas.is_empty() { None } else { throttled::cgroup(seen, pid) };
+            own.is_some_and(|own| quotas.iter().any(|path| throttled::is_within(own, path)))
+        };
+        victims.retain(|victim| !held(victim.pid));
+        let threads = seen.snapshot.sched.threads.iter();
+        let names: HashMap<u32, &str> =
+            threads.map(|thread| (thread.pid, thread.name.as_str())).collect();
+        for victim in &mut victims {
+            victim.name = names.get(&victim.pid).copied().unwrap_or_default();
+        }
         victims
     }
 }

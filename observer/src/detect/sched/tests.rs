@@ -2,14 +2,15 @@
 
 use proptest::prelude::*;
 
-use super::{blocked, event_loop, starvation, steal, throttled};
+use super::{blocked, event_loop, responsiveness, starvation, steal, throttled};
 use crate::{
     detect::{
         Finding, Group, Seen,
         testing::{SECOND, findings, process, told, with},
     },
     identity::{Pm2, Process},
-    signal::sched::{BlockedTask, Consumer, CpuCgroup, EventLoop, Thread, View},
+    signal::oom::{self, Pressure, Reclaimer},
+    signal::sched::{BlockedTask, Consumer, CpuCgroup, Disk, EventLoop, Thread, View},
     snapshot::Snapshot,
 };
 
@@ -91,6 +92,18 @@ fn a_loop_that_lags_is_watched() {
 }
 
 #[test]
+fn a_loop_that_hardly_turns_is_told() {
+    let busy = |open_ms: u64, of_ten: u64| {
+        let snapshot = move |second: u64| {
+            let open_ns = if second % 10 < of_ten { open_ms * MS } else { 0 };
+            node(turning(1000 + second, open_ns))
+        };
+        told(&event_loop::KIND, SECOND, (0..60).map(snapshot))
+    };
+    assert_eq!([busy(500, 10), busy(500, 3), busy(100, 10)], ["13:WARN", "", ""]);
+}
+
+#[test]
 fn threads_that_are_often_long_in_a_turn_are_no_loops_that_serve() {
     // Go's runtime: several threads poll, and each of them does something else for a while.
     let go = |second: u64| {
@@ -145,7 +158,7 @@ fn the_split_says_why() {
     check([3, 1, 1], "", "it computes", Some("node 7"));
     check([0, 4, 1], "", "it waits for a CPU", None);
     check([0, 0, 5], "io_schedule ext4_file_write", "it waits for a disk", Some("disk"));
-    check([0, 0, 5], "io_schedule filemap_fault", "a page that has to be read", None);
+    check([0, 0, 5], "io_schedule filemap_fault", "it waits for a disk", Some("disk"));
     check([0, 0, 5], "", "a child process, another thread or a lock", Some("node 7"));
 }
 
@@ -297,6 +310,109 @@ fn tasks_that_hang_count_by_who_and_how_long() {
         "WATCH disk, WARN network file system",
     );
     check(&[(7, 12, "0xffff")], "WARN unknown");
+}
+
+/// A host with this much memory left, on which tasks wait for it for so long in a second, some and all at once.
+fn pressed(second: u64, available: f64, some: f64, full: f64, refault_ratio: f64) -> Snapshot {
+    let row = |scope: &str, share: f64| Pressure {
+        resource: "memory".into(),
+        scope: scope.into(),
+        total_ns: (second as f64 * share * 1e9) as u64,
+        ..Pressure::default()
+    };
+    let oom = oom::View {
+        memory_total_bytes: 1000,
+        memory_available_bytes: (1000.0 * available) as u64,
+        refault_ratio,
+        pressure: vec![row("some", some), row("full", full)],
+        culprit_pid: Some(9),
+        ..oom::View::default()
+    };
+    with(Snapshot { oom, ..Snapshot::default() }, [process(9, "leaker")])
+}
+
+#[test]
+fn a_host_stops_answering_in_steps() {
+    #[track_caller]
+    fn check(state: [f64; 4], expect: &str) {
+        let [available, some, full, refaults] = state;
+        let snapshots = (0..30).map(|second| pressed(second, available, some, full, refaults));
+        let found = findings(&responsiveness::KIND, SECOND, snapshots);
+        let told: Vec<_> = found.iter().map(|(at, what, _)| format!("{at}:{what}")).collect();
+        assert_eq!(told.join(" "), expect, "{state:?}");
+        let named = found.iter().filter_map(|(.., finding)| finding.culprit.as_ref());
+        assert!(named.map(|party| party.title.as_str()).all(|title| title == "leaker 9"));
+    }
+    check([0.05, 0.03, 0.0, 0.0], "");
+    check([0.05, 0.15, 0.0, 0.0], "5:WATCH");
+    check([0.05, 0.5, 0.12, 0.0], "4:WATCH 6:WARN");
+    check([0.05, 0.9, 0.5, 0.3], "3:WARN 5:CRITICAL");
+    // A group at its own limit stalls, and the host has memory.
+    check([0.6, 0.9, 0.9, 0.0], "");
+}
+
+#[test]
+fn a_system_service_that_hangs_is_told() {
+    #[track_caller]
+    fn check(name: &str, seconds: u64, available: f64, expect: &str) {
+        let task = BlockedTask {
+            pid: 50,
+            tid: 50,
+            name: name.into(),
+            blocked_ns: seconds * SECOND,
+            stack: vec!["io_schedule".into(), "filemap_fault".into()],
+        };
+        let snapshots = (0..5).map(|_| {
+            let mut snapshot = pressed(0, available, 0.0, 0.0, 0.0);
+            snapshot.sched.blocked.push(task.clone());
+            snapshot
+        });
+        assert_eq!(told(&responsiveness::KIND, SECOND, snapshots), expect, "{name} {seconds} s");
+    }
+    check("sshd", 1, 0.05, "3:WARN");
+    check("systemd-journal", 1, 0.5, "");
+    check("systemd-journal", 6, 0.5, "3:WARN");
+    check("systemd-journal", 25, 0.5, "3:CRITICAL");
+    check("postgres", 25, 0.5, "");
+}
+
+#[test]
+fn system_services_that_free_memory_are_told() {
+    let reclaiming = |name: &str| {
+        let snapshots: Vec<_> = (0..20_u64)
+            .map(|second| {
+                let mut snapshot = pressed(second, 0.05, 0.0, 0.0, 0.0);
+                snapshot.oom.reclaimers.push(Reclaimer {
+                    pid: 50,
+                    name: name.into(),
+                    total_ns: second * SECOND / 4,
+                    ..Reclaimer::default()
+                });
+                snapshot
+            })
+            .collect();
+        told(&responsiveness::KIND, SECOND, snapshots)
+    };
+    assert_eq!([reclaiming("sshd"), reclaiming("node")], ["5:WARN", ""]);
+}
+
+#[test]
+fn the_disk_that_does_not_answer_is_named() {
+    #[track_caller]
+    fn check(disk: Disk, expect: &str) {
+        let mut snapshot = hanging(&[(7, 12, "io_schedule ext4_sync_file")]);
+        snapshot.sched.disks.push(Disk { name: "dm-0".into(), ..disk });
+        let found = findings(&blocked::KIND, SECOND, [snapshot]);
+        let named = found.first().and_then(|(.., finding)| finding.culprit.clone());
+        assert_eq!(named.map(|party| party.title).as_deref(), Some(expect));
+    }
+    check(
+        Disk { suspended: true, ..Disk::default() },
+        "disk dm-0 (suspended by the device-mapper)",
+    );
+    check(Disk { silent_ns: 9 * SECOND, ..Disk::default() }, "disk dm-0 (no answer for 9 s)");
+    check(Disk { wait_ns: 2 * SECOND, ..Disk::default() }, "disk dm-0 (2.0 s a request)");
+    check(Disk { wait_ns: 20 * MS, ..Disk::default() }, "disk");
 }
 
 #[test]

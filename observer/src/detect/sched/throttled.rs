@@ -25,6 +25,8 @@ pub static KIND: Kind = Kind {
 
 /// Groups followed; as many as are watched at most.
 const MAX_GROUPS: usize = 4096;
+/// Groups told of at once, the worst.
+const MAX_TOLD: usize = 32;
 /// Over about ten seconds.
 const CONSTANT: Duration = Duration::from_secs(5);
 /// Share of the periods.
@@ -41,37 +43,42 @@ struct Throttled {
     groups: BTreeMap<String, (Mean, Mean)>,
 }
 
-/// Whether a process is inside of a control group.
-pub(super) fn is_in(seen: &Seen<'_>, pid: u32, path: &str) -> bool {
-    seen.process(pid).is_some_and(|process| {
-        let own = if process.cpu_cgroup.is_empty() { &process.cgroup } else { &process.cpu_cgroup };
-        let rest = own.strip_prefix(path.trim_end_matches('/'));
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    })
+/// Path of a process's CPU control group.
+pub(super) fn cgroup<'a>(seen: &'a Seen<'_>, pid: u32) -> Option<&'a str> {
+    let process = seen.process(pid)?;
+    Some(if process.cpu_cgroup.is_empty() { &process.cgroup } else { &process.cpu_cgroup })
 }
 
-/// Watched threads of processes within a group.
-fn threads_of<'a>(seen: &'a Seen<'_>, path: &str) -> Vec<&'a Thread> {
-    seen.snapshot.sched.threads.iter().filter(|thread| is_in(seen, thread.pid, path)).collect()
+/// Whether a control group is `path` or below it.
+pub(super) fn is_within(cgroup: &str, path: &str) -> bool {
+    let rest = cgroup.strip_prefix(path.trim_end_matches('/'));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 impl Throttled {
-    fn judge(&mut self, group: &CpuCgroup, seen: &Seen<'_>) -> Option<Judgement> {
-        if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&group.path) {
-            return None;
+    /// Groups that are throttled of late, the worst first.
+    fn worst<'a>(&mut self, seen: &Seen<'a>) -> Vec<(f64, &'a CpuCgroup)> {
+        let mut worst = Vec::new();
+        let mut present = BTreeMap::new();
+        for group in &seen.snapshot.sched.throttled {
+            let before = self.groups.remove(&group.path);
+            if before.is_none() && group.throttled_ratio <= 0.0 || present.len() >= MAX_GROUPS {
+                // It was throttled some time ago.
+                continue;
+            }
+            let (mut periods, waits) = before.unwrap_or_default();
+            let ratio = periods.add(group.throttled_ratio, seen.elapsed_ns, CONSTANT);
+            if ratio >= SOME {
+                worst.push((ratio, group));
+            }
+            if ratio > 0.001 {
+                present.insert(group.path.clone(), (periods, waits));
+            }
         }
-        let threads = threads_of(seen, &group.path);
-        let worst = threads.iter().map(|thread| thread.run_delay_ratio).fold(0.0, f64::max);
-        let (periods, waits) = self.groups.entry(group.path.clone()).or_default();
-        let ratio = periods.add(group.throttled_ratio, seen.elapsed_ns, CONSTANT);
-        let waits = waits.add(worst, seen.elapsed_ns, CONSTANT);
-        let level = match ratio {
-            _ if ratio >= MOST && waits >= WAITS_MOST => Level::Critical,
-            _ if ratio >= MANY && waits >= WAITS => Level::Warn,
-            _ if ratio >= SOME => Level::Watch,
-            _ => return None,
-        };
-        Some(judgement(group, level, (ratio, waits), &threads, seen))
+        self.groups = present;
+        worst.sort_by(|a, b| b.0.total_cmp(&a.0));
+        worst.truncate(MAX_TOLD);
+        worst
     }
 }
 
@@ -129,8 +136,29 @@ pub(super) fn victims(threads: &[&Thread], seen: &Seen<'_>) -> Vec<Party> {
 
 impl Detector for Throttled {
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
-        let groups = &seen.snapshot.sched.throttled;
-        found.extend(groups.iter().filter_map(|group| self.judge(group, seen)));
-        self.groups.retain(|path, _| groups.iter().any(|group| group.path == *path));
+        let worst = self.worst(seen);
+        if worst.is_empty() {
+            return;
+        }
+        let mut inside: Vec<Vec<&Thread>> = vec![Vec::new(); worst.len()];
+        for thread in &seen.snapshot.sched.threads {
+            let Some(own) = cgroup(seen, thread.pid) else { continue };
+            for ((_, group), threads) in worst.iter().zip(&mut inside) {
+                if is_within(own, &group.path) {
+                    threads.push(thread);
+                }
+            }
+        }
+        for ((ratio, group), threads) in worst.into_iter().zip(inside) {
+            let longest = threads.iter().map(|thread| thread.run_delay_ratio).fold(0.0, f64::max);
+            let Some((_, waits)) = self.groups.get_mut(&group.path) else { continue };
+            let waits = waits.add(longest, seen.elapsed_ns, CONSTANT);
+            let level = match ratio {
+                _ if ratio >= MOST && waits >= WAITS_MOST => Level::Critical,
+                _ if ratio >= MANY && waits >= WAITS => Level::Warn,
+                _ => Level::Watch,
+            };
+            found.push(judgement(group, level, (ratio, waits), &threads, seen));
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Peers that die, freeze or are slow, and healthy ones that look like it.
 
-use super::testing::{DB, busy, check, host, idle, told, waiting};
+use super::super::testing::{DB, busy, check, host, idle, told, waiting};
 use crate::{
     signal::tcp::{Activity, Connection},
     snapshot::Snapshot,
@@ -107,6 +107,7 @@ fn a_frozen_server_is_told_from_a_dead_one() {
         at,
         &[
             "65 connection.frozen_peer WARN 10.0.0.9:5432",
+            "70 connection.saturation WARN 10.0.0.9:5432",
             "90 connection.frozen_peer CRITICAL 10.0.0.9:5432",
         ],
     );
@@ -135,7 +136,33 @@ fn those_who_wait_behind_a_migration_name_it() {
         at,
         &[
             "65 connection.waiting_pile_up WARN psql 170",
+            "80 connection.saturation WARN 10.0.0.9:5432",
             "94 connection.waiting_pile_up CRITICAL psql 170",
+        ],
+    );
+}
+
+#[test]
+fn the_one_that_fell_silent_before_the_others_began_to_wait_is_named() {
+    let at = |second: u64| {
+        // A busy session until second 60, and then none for as long as its program waits for somebody else.
+        let mut rows = vec![idle(170, 52, since(second) + 0.1), idle(200, 50, second as f64 + 9.0)];
+        for port in 1..11_u64 {
+            let asked = FAULT + port;
+            rows.push(match second >= asked {
+                true => waiting(7, port as u16, (second - asked) as f64 + 0.3),
+                false => idle(7, port as u16, 0.1),
+            });
+        }
+        host(second, rows)
+    };
+    check(
+        FAULT + 33,
+        at,
+        &[
+            "65 connection.waiting_pile_up WARN psql 170",
+            "80 connection.saturation WARN 10.0.0.9:5432",
+            "92 connection.idle_in_transaction WARN psql 170",
         ],
     );
 }
@@ -189,7 +216,7 @@ fn a_redis_in_one_command_is_frozen() {
             ..crate::identity::Process::default()
         };
         snapshot.processes.insert(99, redis.into());
-        let open_ns = if fault { second.saturating_sub(FAULT) * super::SECOND } else { 0 };
+        let open_ns = if fault { second.saturating_sub(FAULT) * super::super::SECOND } else { 0 };
         let turn = crate::signal::sched::EventLoop { open_ns, ..Default::default() };
         snapshot.sched.threads.push(crate::signal::sched::Thread {
             pid: 99,

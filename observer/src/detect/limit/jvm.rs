@@ -1,0 +1,205 @@
+//! A Java virtual machine whose class space fills (incident I4), or that does nothing but collect garbage.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{duration, size};
+use crate::{
+    detect::{
+        Detector, Judgement, Kind, Level, Seen, State, evidence, mean::Mean, party, trend::Trend,
+    },
+    signal::limit::{Facts, Jvm},
+};
+
+/// A JVM runs out of memory of its own.
+pub static KIND: Kind = Kind {
+    name: "limit.jvm",
+    signal: "limit",
+    help: "a Java virtual machine's class space or heap is as good as full",
+    reason: "A heap is full before each collection, so only what a full collection leaves counts: nine tenths with a fifth of \
+             the time spent collecting is where a JVM does no other work and soon dies (its own limit is 98 % of the time). \
+             Class space does not shrink by itself, so nine tenths of it that still grow are WARN.",
+    raise: Duration::ZERO,
+    clear: Duration::from_secs(30),
+    hazard: false,
+    settings: &[],
+    detector: |_| Box::new(Machines::default()),
+};
+
+/// Machines followed.
+const MAX_MACHINES: usize = 256;
+/// Over about a minute.
+const COLLECTING: Duration = Duration::from_secs(20);
+/// Class space fills over hours.
+const CLASSES: Duration = Duration::from_secs(120);
+/// Share of a bound.
+const FULL: f64 = 0.9;
+const ALMOST: f64 = 0.95;
+const OVER: f64 = 0.97;
+/// Share of time in full collections.
+const COLLECTS: f64 = 0.05;
+const DIES: f64 = 0.2;
+/// What fills within this many seconds.
+const SOON_S: f64 = 3600.0;
+const NOW_S: f64 = 120.0;
+
+#[derive(Debug, Default)]
+struct Machine {
+    read_unix_ns: u64,
+    full_collections: u64,
+    full_collection_ns: u64,
+    collecting: Mean,
+    /// Of Metaspace, and of compressed class space.
+    classes: [Trend; 2],
+    round: u32,
+}
+
+#[derive(Default)]
+struct Machines {
+    machines: BTreeMap<u32, Machine>,
+    round: u32,
+}
+
+impl Machine {
+    fn add(&mut self, jvm: &Jvm, read_unix_ns: u64) {
+        if self.read_unix_ns == read_unix_ns {
+            return;
+        }
+        if self.read_unix_ns != 0 && jvm.full_collection_ns >= self.full_collection_ns {
+            let elapsed_ns = read_unix_ns.saturating_sub(self.read_unix_ns);
+            let spent_ns = jvm.full_collection_ns - self.full_collection_ns;
+            // A collection is added at its end, so one may fill several readings.
+            let share = if jvm.in_full_collection && spent_ns == 0 {
+                1.0
+            } else {
+                spent_ns as f64 / elapsed_ns.max(1) as f64
+            };
+            self.collecting.add(share.min(1.0), elapsed_ns, COLLECTING);
+        }
+        self.full_collections = jvm.full_collections;
+        self.full_collection_ns = jvm.full_collection_ns;
+        self.read_unix_ns = read_unix_ns;
+        let [metaspace, class_space] = &mut self.classes;
+        metaspace.add(read_unix_ns, jvm.metaspace_used_bytes as f64, CLASSES);
+        class_space.add(read_unix_ns, jvm.class_space_used_bytes as f64, CLASSES);
+    }
+
+    /// Whether full collections leave the heap full, and take the time.
+    fn heap(&self, jvm: &Jvm) -> Option<(Level, f64)> {
+        let after = jvm.old_after_full_bytes.filter(|_| jvm.old_max_bytes > 0)?;
+        let share = after as f64 / jvm.old_max_bytes as f64;
+        let collecting = self.collecting.value();
+        let level = match share {
+            _ if share >= FULL && collecting >= DIES => Level::Critical,
+            _ if share >= FULL && collecting >= COLLECTS || collecting >= 2.0 * DIES => Level::Warn,
+            _ if share >= FULL || collecting >= DIES => Level::Watch,
+            _ => return None,
+        };
+        Some((level, share))
+    }
+}
+
+/// Class memory that has a bound: what it is called, in use, its bound.
+fn bounds(jvm: &Jvm) -> [Option<(&'static str, u64, u64)>; 2] {
+    let name = if jvm.version.starts_with("1.") && jvm.class_space_max_bytes == 0 {
+        "PermGen"
+    } else {
+        "Metaspace"
+    };
+    [
+        jvm.metaspace_max_bytes.map(|max| (name, jvm.metaspace_used_bytes, max)),
+        Some(("compressed class space", jvm.class_space_used_bytes, jvm.class_space_max_bytes)),
+    ]
+    .map(|bound| bound.filter(|(_, _, max)| *max > 0))
+}
+
+fn class_level(share: f64, left: Option<f64>) -> Option<Level> {
+    let within = |seconds: f64| left.is_some_and(|left| left < seconds);
+    Some(match share {
+        _ if share >= OVER && within(NOW_S) || share >= 0.99 => Level::Critical,
+        _ if share >= ALMOST || share >= FULL && within(SOON_S) => Level::Warn,
+        _ if share >= FULL || share >= 0.7 && within(NOW_S) => Level::Watch,
+        _ => return None,
+    })
+}
+
+impl Machines {
+    fn judge(
+        &mut self,
+        pid: u32,
+        name: &str,
+        jvm: &Jvm,
+        seen: &Seen<'_>,
+        found: &mut Vec<Judgement>,
+    ) {
+        if self.machines.len() >= MAX_MACHINES && !self.machines.contains_key(&pid) {
+            return;
+        }
+        let machine = self.machines.entry(pid).or_default();
+        machine.round = self.round;
+        machine.add(jvm, seen.snapshot.limit.read_unix_ns);
+        let own = party::process(seen.snapshot, pid, name, 1.0);
+        for (bound, trend) in bounds(jvm).into_iter().zip(machine.classes) {
+            let Some((what, used, max)) = bound else { continue };
+            let share = used as f64 / max as f64;
+            let left = trend.seconds_left(max.saturating_sub(used) as f64);
+            let Some(level) = class_level(share, left) else { continue };
+            let grows = left.map_or_else(String::new, |left| {
+                format!(", grows by {}/s and is full in {}", size(trend.rate()), duration(left))
+            });
+            found.push(Judgement {
+                subject: format!("{what} of {name} {pid}"),
+                state: State::Firing(level),
+                culprit: Some(own.clone()),
+                evidence: vec![
+                    evidence("used", used as f64, "By", "hsperfdata"),
+                    evidence("limit", max as f64, "By", "hsperfdata"),
+                    evidence("growth", trend.rate(), "By/s", "hsperfdata"),
+                ],
+                time_left_seconds: left,
+                message: format!(
+                    "{what} of {} is {:.0} % full ({} of {}){grows}; when it is, no class can be loaded",
+                    own.title,
+                    share * 100.0,
+                    size(used as f64),
+                    size(max as f64)
+                ),
+                advice: "find which class loaders are kept (jcmd PID GC.class_stats, VM.classloaders); restart it at a time \
+                         of your choice, and raise the bound (-XX:MaxMetaspaceSize, -XX:CompressedClassSpaceSize)"
+                    .to_owned(),
+                ..Judgement::default()
+            });
+        }
+        let Some((level, share)) = machine.heap(jvm) else { return };
+        found.push(Judgement {
+            subject: format!("heap of {name} {pid}"),
+            state: State::Firing(level),
+            evidence: vec![
+                evidence("old_after_full_collection", share, "1", "hsperfdata"),
+                evidence("time_in_full_collections", machine.collecting.value(), "1", "hsperfdata"),
+            ],
+            message: format!(
+                "{} collects garbage {:.0} % of its time, and its old generation is {:.0} % full afterwards",
+                own.title,
+                machine.collecting.value() * 100.0,
+                share * 100.0
+            ),
+            advice: "take a heap dump (jcmd PID GC.heap_dump) and restart it; raise -Xmx only if what it keeps is needed"
+                .to_owned(),
+            culprit: Some(own),
+            ..Judgement::default()
+        });
+    }
+}
+
+impl Detector for Machines {
+    fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+        self.round = self.round.wrapping_add(1);
+        for runtime in &seen.snapshot.limit.runtimes {
+            if let Facts::Jvm(jvm) = &runtime.facts {
+                self.judge(runtime.pid, &runtime.name, jvm, seen, found);
+            }
+        }
+        let round = self.round;
+        self.machines.retain(|_, machine| machine.round == round);
+    }
+}

@@ -1,0 +1,196 @@
+//! Files, tasks, ports and tracked connections that run out: what needs one more then fails at once.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::duration;
+use crate::{
+    detect::{
+        Detector, Judgement, Kind, Level, Party, Seen, State, evidence, party, process::starters,
+        trend::Trend,
+    },
+    identity::Process,
+    signal::limit::Bound,
+};
+
+/// A bound comes near.
+pub static KIND: Kind = Kind {
+    name: "limit.near",
+    signal: "limit",
+    help: "files, tasks, ports or tracked connections run out",
+    reason: "Behind the bound nothing works less well, it fails: no connection is accepted, no process starts. Most programs \
+             use a small part of what they may, so four fifths are out of the ordinary, nine tenths are too few to sleep \
+             on, and 97 % are a matter of moments. What fills fast is told from seven tenths on.",
+    raise: Duration::ZERO,
+    clear: Duration::from_secs(20),
+    hazard: false,
+    settings: &[],
+    detector: |_| Box::new(Near::default()),
+};
+
+/// Bounds followed, those that are fullest.
+const MAX_BOUNDS: usize = 1024;
+/// Those that are less full than this are not followed.
+const FOLLOWED: f64 = 0.3;
+/// Over about a minute.
+const CONSTANT: Duration = Duration::from_secs(20);
+/// What is judged here; heaps have kinds of their own, because they may be full and well.
+const RESOURCES: &[&str] = &["files", "host_files", "processes", "ports", "conntrack"];
+/// Some are smaller than this by design, such as those of a sandbox.
+const MIN_LIMIT: u64 = 16;
+/// Share in use of each level.
+const WATCH: f64 = 0.8;
+const WARN: f64 = 0.9;
+const CRITICAL: f64 = 0.97;
+/// From here on what will be full within this many seconds is told sooner, if it has filled for a while.
+const FILLS: f64 = 0.7;
+const SOON_S: f64 = 300.0;
+const NOW_S: f64 = 60.0;
+const FILLED_FOR: Duration = Duration::from_secs(15);
+
+#[derive(Default)]
+struct Near {
+    /// By what and whose.
+    trends: BTreeMap<String, Trend>,
+}
+
+fn key(row: &Bound) -> String {
+    match row.pid {
+        0 => format!("{} {}", row.resource, row.scope),
+        pid => format!("{} {} {pid}", row.resource, row.name),
+    }
+}
+
+/// What it is called.
+fn noun(row: &Bound) -> &str {
+    match row.resource.as_str() {
+        "files" => "open files",
+        "host_files" => "open files of the host",
+        "processes" => "tasks",
+        "ports" => "local ports",
+        "conntrack" => "tracked connections",
+        other => other,
+    }
+}
+
+impl Near {
+    fn judge(&mut self, row: &Bound, seen: &Seen<'_>) -> Option<Judgement> {
+        let limit = row.limit.filter(|limit| *limit >= MIN_LIMIT)?;
+        let share = row.share()?;
+        if share < FOLLOWED {
+            return None;
+        }
+        let key = key(row);
+        if self.trends.len() >= MAX_BOUNDS && !self.trends.contains_key(&key) {
+            return None;
+        }
+        // Rows are of the last reading, which may be the same as at the tick before.
+        let read_ns = seen.snapshot.limit.read_unix_ns;
+        let trend = self.trends.entry(key.clone()).or_default();
+        trend.add(read_ns, row.used as f64, CONSTANT);
+        let room = limit.saturating_sub(row.used) as f64;
+        let left = trend.seconds_left(room).filter(|_| trend.observed() >= FILLED_FOR);
+        let level = level(share, left, row.upper_estimate)?;
+        let culprit = culprit(row, seen);
+        let whose = match (row.pid, row.scope.as_str()) {
+            (0, "host") => String::new(),
+            (0, scope) => format!(" of {scope}"),
+            (pid, _) => format!(" of {}", party::process(seen.snapshot, pid, &row.name, 1.0).title),
+        };
+        let fills = left.filter(|left| *left < 86_400.0).map_or_else(String::new, |left| {
+            format!("; {:.1} more each second, the last in {}", trend.rate(), duration(left))
+        });
+        Some(Judgement {
+            subject: key,
+            state: State::Firing(level),
+            evidence: vec![
+                evidence("used", row.used as f64, "1", &row.resource),
+                evidence("limit", limit as f64, "1", &row.source),
+                evidence("growth", trend.rate(), "1/s", &row.resource),
+            ],
+            time_left_seconds: left,
+            message: format!(
+                "{} of {limit} {}{whose} are in use ({:.0} %){fills}",
+                row.used,
+                noun(row),
+                share * 100.0
+            ),
+            advice: advice(row).to_owned(),
+            culprit,
+            ..Judgement::default()
+        })
+    }
+}
+
+fn level(share: f64, left: Option<f64>, upper_estimate: bool) -> Option<Level> {
+    let within = |seconds: f64| share >= FILLS && left.is_some_and(|left| left < seconds);
+    Some(match share {
+        // The true number may be far lower.
+        _ if upper_estimate => (share >= WARN).then_some(Level::Watch)?,
+        _ if share >= CRITICAL || share >= WATCH && within(NOW_S) => Level::Critical,
+        _ if share >= WARN || within(SOON_S) => Level::Warn,
+        _ if share >= WATCH => Level::Watch,
+        _ => return None,
+    })
+}
+
+fn advice(row: &Bound) -> &'static str {
+    match row.resource.as_str() {
+        "files" => {
+            "see what it holds (ls -l /proc/PID/fd); raise LimitNOFILE= only if it needs them"
+        }
+        "host_files" => "see who holds them; raise fs.file-max only if they are needed",
+        "processes" => {
+            "stop what starts them; raise TasksMax= or kernel.pid_max only if they are needed"
+        }
+        "ports" => "reuse connections (keep-alive, a pool); widen net.ipv4.ip_local_port_range",
+        _ => "find who opens so many connections; raise net.netfilter.nf_conntrack_max",
+    }
+}
+
+/// Whose doing it is: the process itself, or who started most of a group, or who has most connections.
+fn culprit(row: &Bound, seen: &Seen<'_>) -> Option<Party> {
+    let snapshot = seen.snapshot;
+    if row.pid != 0 {
+        return Some(party::process(snapshot, row.pid, &row.name, 1.0));
+    }
+    match row.resource.as_str() {
+        "processes" => {
+            let inside = |process: &&Process| row.scope == "host" || is_in(process, &row.scope);
+            let rows = snapshot.alloc.processes.iter();
+            starters(seen, rows.filter_map(|row| seen.process(row.pid)).filter(inside))
+        }
+        "host_files" => {
+            let holders = snapshot.limit.rows.iter().filter(|row| row.resource == "files");
+            let causes: Vec<_> =
+                holders.map(|row| (row.pid, row.name.as_str(), row.used as f64)).collect();
+            party::culprit(snapshot, &causes)
+        }
+        "ports" => {
+            let to = |address: &str, port: u16| row.scope == format!("{address}:{port}");
+            let connections = snapshot.tcp.connections.iter();
+            let causes: Vec<_> = connections
+                .filter(|c| c.role == "client" && to(&c.peer_address, c.peer_port))
+                .map(|connection| (connection.pid, connection.name.as_str(), 1.0))
+                .collect();
+            party::culprit(snapshot, &causes)
+        }
+        _ => None,
+    }
+}
+
+fn is_in(process: &Process, path: &str) -> bool {
+    let rest = process.cgroup.strip_prefix(path.trim_end_matches('/'));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+impl Detector for Near {
+    fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+        let rows = &seen.snapshot.limit.rows;
+        let judged = || rows.iter().filter(|row| RESOURCES.contains(&row.resource.as_str()));
+        found.extend(judged().filter_map(|row| self.judge(row, seen)));
+        if self.trends.len() > MAX_BOUNDS / 2 {
+            let present: std::collections::BTreeSet<String> = judged().map(key).collect();
+            self.trends.retain(|key, _| present.contains(key));
+        }
+    }
+}

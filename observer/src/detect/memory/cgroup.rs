@@ -1,0 +1,231 @@
+//! When a control group comes to its memory limit: a kill there, however much the host has left.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{
+    bytes,
+    envelope::Envelope,
+    history::Histories,
+    outlook::{Outlook, Pool},
+    seconds,
+};
+use crate::{
+    detect::{Detector, Judgement, Kind, Level, Quality, Seen, State, evidence},
+    signal::oom::MemoryCgroup,
+};
+
+/// The kind.
+pub static KIND: Kind = Kind {
+    name: "memory.cgroup_exhaustion",
+    signal: "oom",
+    help: "a control group's memory limit will be reached soon",
+    reason: "The same clock as the host's, over the anonymous memory of the group's processes: its usage counts the page cache, \
+             which is full by design and costs nobody anything. Hits of the limit say that reclaim is at work and corroborate.",
+    raise: Duration::from_secs(2),
+    clear: Duration::from_secs(60),
+    hazard: false,
+    settings: &[],
+    detector: |_| Box::new(Cgroups::default()),
+};
+
+/// Control groups with a limit that are followed.
+const MAX_GROUPS: usize = 128;
+/// The last of a limit goes to page tables, stacks and sockets of the kernel.
+const USABLE: f64 = 0.97;
+
+#[derive(Default)]
+struct Cgroups {
+    groups: BTreeMap<String, Followed>,
+    processes: Histories,
+    round: u64,
+}
+
+#[derive(Default)]
+struct Followed {
+    usage: Envelope,
+    first_s: f64,
+    hits: u64,
+    level: Option<Level>,
+    round: u64,
+}
+
+/// Whether a control group is another one, or within it.
+fn is_within(path: &str, group: &str) -> bool {
+    path.strip_prefix(group)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || group.ends_with('/'))
+}
+
+impl Detector for Cgroups {
+    fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+        let now_s = seen.now_ns as f64 / 1e9;
+        let rows = &seen.snapshot.oom.cgroups;
+        let limited = |row: &&MemoryCgroup| row.limit_bytes.is_some_and(|limit| limit > 0);
+        if !rows.iter().any(|row| limited(&row)) {
+            self.groups.clear();
+            return;
+        }
+        self.round += 1;
+        self.processes.tick(seen.snapshot, now_s);
+        for row in rows.iter().filter(limited) {
+            if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&row.path) {
+                found.push(Judgement {
+                    subject: row.path.clone(),
+                    state: State::Undecided(
+                        "more control groups have limits than are followed".into(),
+                    ),
+                    ..Judgement::default()
+                });
+                continue;
+            }
+            let group = self.groups.entry(row.path.clone()).or_insert_with(|| Followed {
+                first_s: now_s,
+                hits: row.limit_hits,
+                ..Followed::default()
+            });
+            group.round = self.round;
+            found.extend(group.look(seen, row, &self.processes, now_s));
+        }
+        let round = self.round;
+        self.groups.retain(|_, group| group.round == round);
+    }
+}
+
+impl Followed {
+    fn look(
+        &mut self,
+        seen: &Seen<'_>,
+        row: &MemoryCgroup,
+        processes: &Histories,
+        now_s: f64,
+    ) -> Option<Judgement> {
+        let limit = row.limit_bytes? as f64;
+        let of_group = seen.snapshot.alloc.processes.iter().filter(|process| {
+            seen.process(process.pid).is_some_and(|p| is_within(&p.cgroup, &row.path))
+        });
+        // Shared memory is charged once, to who touched it first, but shown by all who map it.
+        let (mut anon, mut shmem) = (0.0, 0.0_f64);
+        for process in of_group {
+            anon += process.anon_bytes as f64;
+            shmem = shmem.max(process.shmem_bytes as f64);
+        }
+        let used = (anon + shmem).min(row.usage_bytes as f64);
+        self.usage.add(now_s, used);
+        let hit = row.limit_hits > self.hits;
+        self.hits = row.limit_hits;
+        let pool = Pool {
+            usage: &self.usage,
+            capacity: limit * USABLE,
+            free_ratio: ((limit - used) / limit).max(0.0),
+            pressed: hit,
+            processes,
+            is_member: &|process| is_within(&process.cgroup, &row.path),
+            parts: &[],
+            first_s: self.first_s,
+            now_s,
+        };
+        let judged = pool.judge(self.level);
+        self.level = judged.map(|(level, _)| level);
+        let (level, outlook) = judged?;
+        Some(judgement(seen, row, &pool, level, &outlook, used))
+    }
+}
+
+fn judgement(
+    seen: &Seen<'_>,
+    row: &MemoryCgroup,
+    pool: &Pool<'_>,
+    level: Level,
+    outlook: &Outlook,
+    used: f64,
+) -> Judgement {
+    let culprit = pool.culprit(seen.snapshot, outlook);
+    let limit = row.limit_bytes.unwrap_or(0) as f64;
+    let mut message = format!(
+        "{} is at its memory limit of {} in {}",
+        row.path,
+        bytes(limit),
+        seconds(outlook.left_s)
+    );
+    if let Some(party) = &culprit {
+        message += &format!(
+            ": {} grows by {}/s, {:.0} % of the group's growth",
+            party.title,
+            bytes(outlook.rate * party.share_ratio),
+            party.share_ratio * 100.0
+        );
+    }
+    Judgement {
+        subject: row.path.clone(),
+        state: State::Firing(level),
+        culprit,
+        evidence: vec![
+            evidence("anonymous", used, "By", "iter/task").with(Quality::Estimated),
+            evidence("limit", limit, "By", "memory.max"),
+            evidence("usage", row.usage_bytes as f64, "By", "memory.current"),
+            evidence("growth", outlook.rate, "By/s", "iter/task").with(Quality::Estimated),
+            evidence("limit_hits", row.limit_hits as f64, "1", "memory.events"),
+        ],
+        time_left_seconds: Some(outlook.left_s),
+        message,
+        advice: "restart what grows; raise the limit only if the host can spare it and the growth \
+                 is a working set"
+            .to_owned(),
+        ..Judgement::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::testing::{Host, actor};
+    use super::*;
+
+    /// A group of 1 GiB whose process grows by so much a second after an hour, and whose cache fills the rest.
+    #[track_caller]
+    fn check(rate: f64, least_lead: Option<f64>) {
+        let grown = move |second: f64| 200.0 + rate * (second - 3600.0).max(0.0);
+        let mut host = Host {
+            total: 16384.0,
+            actors: vec![actor(7, "python3", grown), actor(8, "redis-server", |_| 900.0)],
+            ..Host::default()
+        };
+        host.also = Box::new(move |second, snapshot| {
+            snapshot.oom.cgroups = vec![MemoryCgroup {
+                path: "/shop".into(),
+                usage_bytes: 1020 << 20,
+                limit_bytes: Some(1 << 30),
+                limit_hits: second as u64 / 10,
+                ..MemoryCgroup::default()
+            }];
+            if let Some(process) = snapshot.processes.get_mut(&7) {
+                Arc::make_mut(process).cgroup = "/shop/worker".into();
+            }
+        });
+        let full_s = if rate > 0.0 { 3600.0 + 824.0 / rate } else { 9000.0 };
+        let told = host.run(KIND.name, full_s);
+        let lead = told.at(Level::Warn).map(|at| full_s - at);
+        match (lead, least_lead) {
+            (Some(lead), Some(least)) => assert!(lead >= least, "{rate}: {lead} s, {told:?}"),
+            (lead, least) => assert_eq!(lead.is_some(), least.is_some(), "{rate}: {told:?}"),
+        }
+        for (_, finding) in &told.levels {
+            assert_eq!(finding.culprit.as_ref().and_then(|party| party.pid), Some(7));
+            assert_eq!(finding.subject, "/shop");
+        }
+    }
+
+    #[test]
+    fn the_limit_has_a_clock_and_the_cache_does_not_count() {
+        check(0.0, None);
+        check(0.2, Some(300.0));
+        check(2.0, Some(100.0));
+        check(20.0, Some(10.0));
+    }
+
+    #[test]
+    fn a_path_is_within_itself_and_its_parents() {
+        assert!(is_within("/a/b", "/a") && is_within("/a", "/a") && is_within("/a", "/"));
+        assert!(!is_within("/ab", "/a") && !is_within("/", "/a"));
+    }
+}

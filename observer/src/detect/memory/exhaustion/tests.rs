@@ -1,0 +1,177 @@
+//! Hosts that lose their memory, and hosts that only look like it.
+
+use super::super::testing::{Actor, Host, actor, guest, jitter};
+use super::*;
+
+fn told(host: &Host, for_s: f64) -> super::super::testing::Told {
+    host.run("memory.exhaustion", for_s)
+}
+
+fn calm() -> Vec<Actor> {
+    vec![
+        actor(10, "postgres", |_| 400.0),
+        // V8: teeth of some twenty seconds.
+        actor(11, "node", |second| 150.0 + second * 4.0 % 90.0),
+        actor(12, "redis-server", |second| 120.0 + 3.0 * jitter(second)),
+    ]
+}
+
+/// A leak of so many MiB a second after an hour; levels with the least lead that each must have.
+#[track_caller]
+fn check_leak(rate: f64, base: f64, leads: &[(Level, f64)]) {
+    let mut actors = calm();
+    actors.push(actor(4711, "node", move |second| {
+        base + rate * (second - 3600.0).max(0.0) + 5.0 * jitter(second)
+    }));
+    let tick_s = if rate < 1.0 { 5.0 } else { 1.0 };
+    let host = Host { tick_s, actors, ..Host::default() };
+    let told = told(&host, 3600.0 + 5000.0 / rate);
+    assert!(told.gone_s.is_some(), "{rate} MiB/s: memory was not gone");
+    for (level, least) in leads {
+        let lead = told.lead(*level);
+        assert!(
+            lead.is_some_and(|lead| lead >= *least),
+            "{rate} MiB/s: {level:?} {lead:?} s before: {told:?}"
+        );
+    }
+    let (at, finding) =
+        told.levels.iter().find(|(_, finding)| finding.level >= Level::Warn).unwrap();
+    assert!(*at > 3600.0, "{rate}: {finding:?}");
+    assert_eq!(finding.culprit.as_ref().and_then(|party| party.pid), Some(4711), "{finding:?}");
+    assert!(finding.message.contains("node 4711"), "{}", finding.message);
+}
+
+#[test]
+fn a_leak_is_told_in_time_with_its_culprit() {
+    check_leak(0.1, 300.0, &[(Level::Warn, 600.0), (Level::Critical, 60.0)]);
+    check_leak(1.0, 300.0, &[(Level::Warn, 300.0), (Level::Critical, 60.0)]);
+    check_leak(5.0, 300.0, &[(Level::Warn, 120.0), (Level::Critical, 50.0)]);
+    check_leak(20.0, 300.0, &[(Level::Warn, 40.0), (Level::Critical, 20.0)]);
+    check_leak(60.0, 300.0, &[(Level::Warn, 12.0), (Level::Critical, 10.0)]);
+    // A host that has only a quarter left before.
+    check_leak(1.0, 2000.0, &[(Level::Warn, 300.0), (Level::Critical, 60.0)]);
+    check_leak(5.0, 2000.0, &[(Level::Warn, 60.0), (Level::Critical, 30.0)]);
+}
+
+/// A healthy host of half a day raises nothing worse than a WATCH.
+#[track_caller]
+fn check_healthy(what: &str, actors: Vec<Actor>) {
+    let mut all = calm();
+    all.extend(actors);
+    let host = Host { tick_s: 2.0, actors: all, ..Host::default() };
+    let told = told(&host, 3.0 * 3600.0);
+    assert!(told.gone_s.is_none(), "{what}: memory was gone");
+    assert!(told.worst().is_none_or(|level| level < Level::Warn), "{what}: {told:?}");
+}
+
+#[test]
+fn healthy_programs_are_left_alone() {
+    // Calm processes and the kernel hold 1.1 GB: three quarters are left.
+    check_healthy("nothing", vec![]);
+    for (base, room) in [(500.0, 1200.0), (1200.0, 700.0)] {
+        for period in [45.0, 300.0, 1500.0] {
+            check_healthy(
+                "a collected heap",
+                vec![actor(20, "java", move |second| base + second % period * room / period)],
+            );
+        }
+        for tau in [60.0, 600.0, 2400.0] {
+            check_healthy(
+                "a cache that fills",
+                vec![actor(21, "java", move |second| base + room * (1.0 - (-second / tau).exp()))],
+            );
+        }
+        check_healthy(
+            "a deploy each half hour",
+            (0..24_u32)
+                .map(|number| {
+                    let start = 1800.0 * f64::from(number);
+                    guest(100 + number, "node", move |second| {
+                        let age = second - start;
+                        (0.0..1810.0)
+                            .contains(&age)
+                            .then(|| base * 0.7 * (1.0 - (-age / 20.0).exp()))
+                    })
+                })
+                .collect(),
+        );
+        check_healthy(
+            "a batch each two hours",
+            (0..6_u32)
+                .map(|number| {
+                    let start = 7200.0 * f64::from(number) + 1000.0;
+                    guest(200 + number, "python", move |second| {
+                        let age = second - start;
+                        (0.0..1500.0).contains(&age).then(|| (age * 1.0).min(room))
+                    })
+                })
+                .collect(),
+        );
+    }
+}
+
+#[test]
+fn swap_is_room_for_a_while() {
+    let leak = |second: f64| 300.0 + 5.0 * (second - 3600.0).max(0.0);
+    let host = Host { swap: 2048.0, actors: vec![actor(4711, "node", leak)], ..Host::default() };
+    let told = told(&host, 6000.0);
+    let (warned, gone) = (told.at(Level::Warn).unwrap(), told.gone_s.unwrap());
+    // Without swap it would have been gone 400 s before.
+    assert!((120.0..500.0).contains(&(gone - warned)), "{warned} {gone}");
+}
+
+#[test]
+fn slow_ticks_see_it_too() {
+    for tick_s in [0.2, 5.0, 30.0] {
+        let leak = |second: f64| 300.0 + 2.0 * (second - 3600.0).max(0.0);
+        let host = Host { tick_s, actors: vec![actor(4711, "node", leak)], ..Host::default() };
+        let lead = told(&host, 8000.0).lead(Level::Warn);
+        assert!(lead.is_some_and(|lead| lead > 150.0), "ticks of {tick_s} s: {lead:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_judged_is_said() {
+    let mut detector = Exhaustion::default();
+    let mut look = |snapshot: &crate::snapshot::Snapshot, second: u64| {
+        let mut found = Vec::new();
+        let now_ns = second * 1_000_000_000;
+        detector.look(&Seen { snapshot, now_ns, elapsed_ns: 1_000_000_000 }, &mut found);
+        found.pop().map(|judgement| judgement.state)
+    };
+    let host = Host::default();
+    assert!(matches!(look(&crate::snapshot::Snapshot::default(), 1), Some(State::Undecided(_))));
+    assert!(matches!(look(&host.snapshot(0.0), 2), Some(State::Undecided(_))));
+    (3..20).for_each(|second| drop(look(&host.snapshot(0.0), second)));
+    assert_eq!(look(&host.snapshot(0.0), 20), None);
+}
+
+#[test]
+fn a_size_is_written_for_people() {
+    assert_eq!(bytes(4.2e6), "4.2 MB");
+    assert_eq!(bytes(35e9), "35 GB");
+    assert_eq!((seconds(95.0).as_str(), seconds(1200.0).as_str()), ("95 s", "20 min"));
+}
+
+#[test]
+fn little_memory_is_told_without_a_trend() {
+    /// So many MiB left for good, and the share of the time that somebody waits.
+    #[track_caller]
+    fn check(left: f64, waits: f64, expect: Option<Level>) {
+        let held = 4096.0 - 300.0 - left;
+        let mut host = Host { actors: vec![actor(1, "java", move |_| held)], ..Host::default() };
+        host.also = Box::new(move |second, snapshot| {
+            snapshot.oom.pressure = vec![crate::signal::oom::Pressure {
+                resource: "memory".into(),
+                scope: "some".into(),
+                total_ns: (waits * second * 1e9) as u64,
+                ..crate::signal::oom::Pressure::default()
+            }];
+        });
+        assert_eq!(told(&host, 60.0).worst(), expect, "{left} MiB left, {waits} waits");
+    }
+    check(1000.0, 0.3, None);
+    check(300.0, 0.0, Some(Level::Watch));
+    check(300.0, 0.3, Some(Level::Warn));
+    check(160.0, 0.3, Some(Level::Critical));
+}

@@ -1,0 +1,194 @@
+//! What each process held, from seconds to hours, and what each program was seen to live with.
+
+use std::{
+    collections::{HashMap, hash_map::DefaultHasher},
+    hash::{Hash, Hasher},
+};
+
+use super::envelope::{Envelope, Past, Trend, Window};
+use crate::{detect::party, signal::alloc::ProcessMemory, snapshot::Snapshot};
+
+/// Processes followed, the largest ones: 2 KB each. What is smaller than so many others does not exhaust a host alone.
+pub const MAX_FOLLOWED: usize = 512;
+
+/// Programs remembered.
+const MAX_PROGRAMS: usize = 512;
+
+/// A process that is this close to what it held before has not left known ground.
+const KNOWN_RATIO: f64 = 1.02;
+/// One tooth may be so much higher than the ones before, as a share of the deepest fall.
+const NEXT_TOOTH: f64 = 0.5;
+/// For another process of the same program: no two runs are quite alike.
+const PLATEAU_RATIO: f64 = 1.1;
+/// Readings differ by this much without any meaning.
+const NOISE_BYTES: f64 = (4 << 20) as f64;
+/// A plateau: the highest readings of so many blocks of the scale of two minutes differ by less than this share.
+const PLATEAU: (usize, usize, f64) = (3, 4, 0.03);
+
+/// Plateaus are looked for in turns, a share of the processes at each tick.
+const LEARN_TURNS: u64 = 16;
+
+/// One process.
+#[derive(Debug, Default)]
+pub struct History {
+    /// Command name.
+    pub name: String,
+    /// Anonymous memory, also where it is swapped out.
+    pub private: Envelope,
+    /// Control group.
+    pub cgroup: String,
+    /// Whether it was seen from its beginning.
+    pub born: bool,
+    program: u64,
+    start_unix_ns: u64,
+    round: u64,
+}
+
+/// All processes.
+#[derive(Debug, Default)]
+pub struct Histories {
+    by_pid: HashMap<u32, History>,
+    /// By program: the most that a process of it held without going on to grow.
+    plateaus: HashMap<u64, f64>,
+    round: u64,
+}
+
+/// Anonymous memory of a process, also where it is swapped out.
+pub fn private_bytes(row: &ProcessMemory) -> f64 {
+    row.anon_bytes.saturating_add(row.swap_bytes) as f64
+}
+
+impl Histories {
+    /// Takes a tick.
+    pub fn tick(&mut self, snapshot: &Snapshot, now_s: f64) {
+        let first = self.round == 0;
+        self.round += 1;
+        for row in snapshot.alloc.processes.iter().take(MAX_FOLLOWED) {
+            let held = private_bytes(row);
+            let history = self.by_pid.entry(row.pid).or_default();
+            let fell = history.private.last().is_none_or(|before| held < before * 0.5);
+            if fell {
+                // It is new, or its pid is.
+                let process = snapshot.processes.get(&row.pid);
+                let start_unix_ns = process.map_or(0, |process| process.start_unix_ns);
+                if history.round == 0 || history.start_unix_ns != start_unix_ns {
+                    *history = History { born: !first, start_unix_ns, ..History::default() };
+                }
+                history.program = process.map_or_else(
+                    || hash(&row.name),
+                    |p| {
+                        let (group, name) = party::group_of(p);
+                        hash(&(&p.name, group as u8, name))
+                    },
+                );
+                history.name.clone_from(&row.name);
+                history.cgroup = process.map_or_else(String::new, |p| p.cgroup.clone());
+            }
+            history.round = self.round;
+            history.private.add(now_s, held);
+        }
+        self.learn();
+        let round = self.round;
+        self.by_pid.retain(|_, history| history.round == round);
+    }
+
+    /// What a process is known to live with: it stayed there, or it ended there.
+    fn learn(&mut self) {
+        let turn = |pid: u32| u64::from(pid) % LEARN_TURNS == self.round % LEARN_TURNS;
+        for (_, history) in self.by_pid.iter().filter(|(pid, _)| turn(**pid)) {
+            let (scale, blocks, ratio) = PLATEAU;
+            let Some(held) = history.private.plateau(scale, blocks, ratio) else { continue };
+            let known = self.plateaus.get(&history.program).copied().unwrap_or(0.0);
+            if held <= known || history.grows() {
+                continue;
+            }
+            if self.plateaus.len() < MAX_PROGRAMS || self.plateaus.contains_key(&history.program) {
+                let known = self.plateaus.entry(history.program).or_default();
+                *known = known.max(held);
+            }
+        }
+    }
+
+    /// All of them, by pid.
+    pub fn all(&self) -> impl Iterator<Item = (u32, &History)> {
+        self.by_pid.iter().map(|(pid, history)| (*pid, history))
+    }
+
+    /// One of them.
+    pub fn get(&self, pid: u32) -> Option<&History> {
+        self.by_pid.get(&pid)
+    }
+
+    /// Whether a rise stays within what the process, or another of its program, has been seen to live with.
+    pub fn is_known(&self, history: &History, trend: &Trend) -> bool {
+        let own = history.private.before(trend.from_s).map_or(0.0, |past| past.expected());
+        let plateau = self.plateaus.get(&history.program).copied().unwrap_or(0.0);
+        trend.high <= own.max(plateau * PLATEAU_RATIO) + NOISE_BYTES
+    }
+}
+
+impl Past {
+    /// How high it may go and be what it was: collectors choose the next tooth's height anew.
+    pub fn expected(&self) -> f64 {
+        (self.high * KNOWN_RATIO).max(self.high + self.fall.max(0.0) * NEXT_TOOTH)
+    }
+}
+
+impl History {
+    /// Whether it grows over minutes or hours, however slowly.
+    fn grows(&self) -> bool {
+        let long = Window::all().filter(|window| window.is_long());
+        long.filter_map(|window| self.private.trend(window)).any(|trend| trend.slope.grows())
+    }
+
+    /// How much more it holds than at an instant. What it was born with does not count before it is seen to live.
+    pub fn growth_since(&self, instant_s: f64) -> f64 {
+        let now = self.private.last().unwrap_or(0.0);
+        match self.private.since_s() {
+            Some(since_s) if since_s > instant_s && self.born => now,
+            Some(since_s) => now - self.private.at(instant_s.max(since_s)).unwrap_or(now),
+            None => 0.0,
+        }
+    }
+}
+
+fn hash(what: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What processes held some minutes ago, for detectors that need no more.
+#[derive(Debug, Default)]
+pub struct Marks {
+    /// At the last mark, and at the one before.
+    marks: [HashMap<u32, f64>; 2],
+    marked_s: Option<f64>,
+}
+
+/// Seconds between two marks: growth is over five to ten minutes.
+const MARK_S: f64 = 300.0;
+
+impl Marks {
+    /// Takes a tick.
+    pub fn tick(&mut self, snapshot: &Snapshot, now_s: f64) {
+        if self.marked_s.is_some_and(|marked_s| now_s - marked_s < MARK_S) {
+            return;
+        }
+        self.marked_s = Some(now_s);
+        let rows = snapshot.alloc.processes.iter().take(MAX_FOLLOWED);
+        self.marks.swap(0, 1);
+        let [last, _] = &mut self.marks;
+        last.clear();
+        last.extend(rows.map(|row| (row.pid, private_bytes(row))));
+    }
+
+    /// How much more a process holds than then; all of it, if it was not there.
+    pub fn growth(&self, pid: u32, held: f64) -> f64 {
+        let [last, older] = &self.marks;
+        if older.is_empty() {
+            return held - last.get(&pid).copied().unwrap_or(held);
+        }
+        held - older.get(&pid).or_else(|| last.get(&pid)).copied().unwrap_or(0.0)
+    }
+}
