@@ -46,7 +46,7 @@ pub(crate) struct Watcher {
     alarms: Vec<Alarm>,
     /// Last second of each alarm by kind and culprit, for each level.
     last: HashMap<(&'static str, u32), [Option<u64>; LEVELS]>,
-    pub(crate) verdict: Verdict,
+    verdict: Verdict,
 }
 
 impl Watcher {
@@ -55,9 +55,9 @@ impl Watcher {
         Self { rule, alarms: Vec::new(), last: HashMap::new(), verdict: Verdict::default() }
     }
 
-    /// The rule's name.
-    pub(crate) fn name(&self) -> &'static str {
-        self.rule.name()
+    /// The rule's name, and what came of it.
+    pub(crate) fn into_verdict(self) -> (&'static str, Verdict) {
+        (self.rule.name(), self.verdict)
     }
 
     /// The next second of the run.
@@ -103,12 +103,21 @@ impl Watcher {
 
     /// An alarm while the fault goes on.
     fn after(&mut self, now_s: u64, alarm: &Alarm, truth: &Truth) {
-        if Some(alarm.family) != truth.family {
+        if truth.family.is_some_and(|family| family != alarm.family) {
             return;
         }
+        let pid = alarm.culprit.as_ref().and_then(|who| who.pid).unwrap_or(0);
+        let mut before = self.last.get_mut(&(alarm.kind, pid));
         let verdict = &mut self.verdict;
         let right = is_right(alarm, truth);
         for (at, _) in Level::ALL.into_iter().enumerate().filter(|(_, l)| *l <= alarm.level) {
+            // What was said before the fault and goes on says nothing of the fault.
+            if let Some(last) = before.as_mut().and_then(|levels| levels[at].as_mut())
+                && now_s - *last <= SAME_S
+            {
+                *last = now_s;
+                continue;
+            }
             let warned = &mut verdict.warned_s[at];
             let is_first = *warned.get_or_insert(now_s) == now_s;
             if right == Some(true) {
@@ -133,6 +142,6 @@ fn is_right(alarm: &Alarm, truth: &Truth) -> Option<bool> {
         None => truth.nobody.then_some(true),
         // A pid decides where there is one: an innocent process may have the culprit's name.
         Some(Party { pid: Some(pid), .. }) => Some(truth.culprits.contains(pid)),
-        Some(party) => Some(truth.names.iter().any(|right| party.name.contains(right))),
+        Some(party) => Some(truth.names.iter().any(|right| party.name.contains(right.as_str()))),
     }
 }

@@ -4,16 +4,23 @@
 
 mod baseline;
 mod cases;
+mod cost;
 mod judge;
 mod ours;
 mod play;
+mod recording;
 mod rule;
 mod statistics;
 mod sum;
 mod table;
 mod world;
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
 
 use clap::Parser;
 
@@ -36,28 +43,51 @@ struct Options {
     /// Say of each case what our detectors made of it.
     #[arg(long)]
     verbose: bool,
+    /// Only runs of the laboratory: of this machine's target/lab, and those that were kept.
+    #[arg(long)]
+    recordings: bool,
+    /// Keep a run of the laboratory in tests/recordings, packed.
+    #[arg(long, value_name = "FOLDER")]
+    keep: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    match perform(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(options: &Options) -> io::Result<()> {
+    if let Some(run) = &options.keep {
+        println!("kept as {}", recording::keep(run)?.display());
+        return Ok(());
+    }
     let start = Instant::now();
     let size = if options.quick { cases::QUICK } else { cases::FULL };
-    let cases = cases::all(size, options.seed, &options.only);
-    if cases.is_empty() {
-        eprintln!("error: no case starts with {:?}", options.only);
-        return ExitCode::FAILURE;
-    }
+    let cases =
+        if options.recordings { Vec::new() } else { cases::all(size, options.seed, &options.only) };
+    let cost_ms = if cases.is_empty() { (0.0, 0.0) } else { cost::large_host() };
     let results = play::all(&cases);
+    let folders = [recording::KEPT, recording::FRESH];
+    let runs: Vec<_> = folders
+        .iter()
+        .flat_map(|folder| recording::all(Path::new(folder), &options.only))
+        .collect();
+    if results.is_empty() && runs.is_empty() {
+        return Err(io::Error::other(format!("nothing to play starts with {:?}", options.only)));
+    }
     if options.verbose {
         results.iter().for_each(|result| println!("{}", table::line(result)));
     }
-    let page = table::page(&results, &options, start.elapsed());
+    let page = table::page(&results, &runs, options, cost_ms, start.elapsed());
     println!("{page}");
-    if let Some(path) = &options.report
-        && let Err(error) = std::fs::write(path, page)
-    {
-        eprintln!("error: {}: {error}", path.display());
-        return ExitCode::FAILURE;
+    if let Some(path) = &options.report {
+        std::fs::write(path, page)
+            .map_err(|error| io::Error::other(format!("{}: {error}", path.display())))?;
     }
-    ExitCode::SUCCESS
+    Ok(())
 }

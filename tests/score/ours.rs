@@ -54,7 +54,7 @@ fn family(kind: &Kind) -> Family {
     match kind.name.split('.').next().unwrap_or_default() {
         "memory" => Family::Memory,
         "connection" | "connections" | "tcp" | "peer" | "pool" => Family::Connections,
-        "loop" | "event_loop" => Family::Loops,
+        _ if kind.name == "sched.event_loop" => Family::Loops,
         "cpu" | "sched" | "scheduler" | "disk" | "task" => Family::Cpu,
         "limit" | "limits" => Family::Limits,
         "process" | "pm2" | "restart" | "crash" => Family::Restarts,

@@ -57,10 +57,14 @@ fn take<'a>(next: &AtomicUsize, cases: &'a [Case]) -> Option<(usize, &'a Case)> 
     Some((at, cases.get(at)?))
 }
 
+/// All rules, in the order of the table, ours first.
+pub(crate) fn watchers() -> Vec<Watcher> {
+    let ours: Box<dyn crate::rule::Rule> = Box::new(Ours::new());
+    [ours].into_iter().chain(baseline::all()).map(Watcher::new).collect()
+}
+
 fn play(case: &Case) -> Outcome {
-    let mut rules = baseline::all();
-    rules.insert(0, Box::new(Ours::new()));
-    let mut watchers: Vec<Watcher> = rules.into_iter().map(Watcher::new).collect();
+    let mut watchers = watchers();
     let mut world = case.world();
     let end_s = match (world.truth.onset_s, case.class) {
         (Some(onset_s), Class::Broken) => onset_s + BROKEN_S,
@@ -84,6 +88,39 @@ fn play(case: &Case) -> Outcome {
         total_bytes: world.machine.total,
         healthy_s: world.truth.onset_s.unwrap_or(world.now_s).min(world.now_s),
         truth: world.truth,
-        verdicts: watchers.into_iter().map(|watcher| (watcher.name(), watcher.verdict)).collect(),
+        verdicts: watchers.into_iter().map(Watcher::into_verdict).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::cases::{self, QUICK};
+
+    #[test]
+    fn a_seed_gives_the_same_run() {
+        let told = |seed| {
+            let outcome = super::play(&cases::all(QUICK, seed, "leak-node-worker")[0]);
+            let warned: Vec<_> = outcome.verdicts.iter().map(|(_, v)| v.warned_s).collect();
+            (outcome.truth.end_s, warned)
+        };
+        let first = told(1);
+        assert!(first.0.is_some() && first.1.iter().flatten().any(Option::is_some), "{first:?}");
+        assert_eq!(first, told(1));
+        assert_ne!(first, told(2));
+    }
+
+    /// A fault that nothing shows, or a healthy host that dies, would make every figure worthless.
+    #[test]
+    fn every_fault_of_memory_ends_and_no_healthy_host_does() {
+        for case in cases::all(QUICK, 3, "") {
+            let is_leak = case.kind.name.starts_with("leak-") && case.rate > 2.0;
+            let is_healthy = case.class == cases::Class::Healthy && case.squeezed;
+            if is_leak || is_healthy {
+                let mut world = case.world();
+                while world.now_s < case.seconds && !world.step() {}
+                let ended = world.truth.end_s.is_some();
+                assert_eq!(ended, is_leak, "{} seed {:x}", case.kind.name, case.seed);
+            }
+        }
     }
 }

@@ -115,7 +115,7 @@ fn pauses(world: &mut World) {
         {
             let length_s = pause(rng);
             let block = Block { start_s: now_s + rng.f64(), length_s, why: Why::OnCpu };
-            event_loop.block = Some(block);
+            event_loop.begin(block);
         }
     }
 }

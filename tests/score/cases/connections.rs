@@ -73,7 +73,7 @@ fn pile_up(world: &mut World, every_s: (f64, f64), of: usize) {
     let workers: Vec<u32> = base.workers.into_iter().take(of).collect();
     world.truth.culprits.clone_from(&workers);
     // From outside, the database is where they wait, whoever began.
-    world.truth.names = vec![POSTGRES.name, POSTGRES.address, POSTGRES.system];
+    world.truth.name(&[POSTGRES.name, POSTGRES.address, POSTGRES.system]);
     world.truth.nobody = true;
     world.each_second(move |world| {
         if world.now_s < onset_s {
@@ -120,8 +120,7 @@ fn silent(world: &mut World, used: Use) {
             world.connect(*pid, &PEER, 2, Use::Pooled(0.9));
         }
     }
-    world.truth.names = vec![server.address, server.system, server.name];
-    world.truth.names.retain(|name| !name.is_empty());
+    world.truth.name(&[server.address, server.system, server.name]);
     world.truth.culprits.clone_from(&base.workers);
     world.each_second(move |world| {
         if world.now_s < onset_s {
@@ -141,7 +140,7 @@ fn duplicate(world: &mut World, _seconds: u64) {
     let (base, onset_s) = scene(world);
     let count = base.workers.len();
     world.truth.culprits = base.workers;
-    world.truth.names = vec![APP, "PM2"];
+    world.truth.name(&[APP, "PM2"]);
     world.each_second(move |world| {
         if world.now_s == onset_s {
             let user = (1005, "jenkins");

@@ -33,6 +33,7 @@ pub(super) const ALL: &[Kind] = &[
     kind("network-blips", blips),
     kind("idle-pools", idle_pools),
     kind("mixture", mixture),
+    Kind { name: "packed", class: Class::Packed, build: packed },
 ];
 
 const fn kind(name: &'static str, build: fn(&mut World, u64)) -> Kind {
@@ -398,6 +399,13 @@ fn idle_pools(world: &mut World, _seconds: u64) {
     let heap = Heap::Flat { bytes: world.nominal * 0.05 };
     let pid = world.spawn(&who, heap);
     world.connect(pid, &POSTGRES, 20, Use::Unused);
+}
+
+/// A database that has been given nearly all memory, and keeps to it.
+fn packed(world: &mut World, _seconds: u64) {
+    base::host(world, 0.1);
+    let size = world.nominal * 0.7;
+    base::redis(world, size);
 }
 
 /// Several at once, as real hosts have them.

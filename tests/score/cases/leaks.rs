@@ -122,7 +122,7 @@ fn redis_fill(world: &mut World, _seconds: u64) {
 fn tmpfs(world: &mut World, _seconds: u64) {
     let (_, onset_s) = scene(world);
     world.truth.nobody = true;
-    world.truth.names = vec!["tmpfs", "shmem", "shared memory"];
+    world.truth.name(&["tmpfs", "shmem", "shared memory"]);
     world.each_second(move |world| {
         if world.now_s >= onset_s {
             let progress = world.memory.as_ref().map_or(1.0, |memory| memory.progress);
@@ -134,7 +134,7 @@ fn tmpfs(world: &mut World, _seconds: u64) {
 fn slab(world: &mut World, _seconds: u64) {
     let (_, onset_s) = scene(world);
     world.truth.nobody = true;
-    world.truth.names = vec!["slab", "kernel"];
+    world.truth.name(&["slab", "kernel"]);
     world.each_second(move |world| {
         if world.now_s >= onset_s {
             let progress = world.memory.as_ref().map_or(1.0, |memory| memory.progress);

@@ -18,6 +18,8 @@ use crate::world::{
 pub(crate) enum Class {
     /// To be silent.
     Healthy,
+    /// The same, though memory is nearly full and stays so: beyond the list of issue and protocol, and counted apart.
+    Packed,
     /// To warn before the end: memory that runs out at up to 5 MB/s on 4 GB, or as fast for its size.
     SlowLeak,
     /// The same, faster.
@@ -86,7 +88,7 @@ pub(crate) fn all(size: Size, seed: u64, only: &str) -> Vec<Case> {
     let mut cases = Vec::new();
     for kind in kinds.into_iter().flatten().filter(|kind| kind.name.starts_with(only)) {
         let (runs, seconds) = match kind.class {
-            Class::Healthy => (size.healthy, size.healthy_s),
+            Class::Healthy | Class::Packed => (size.healthy, size.healthy_s),
             Class::SlowLeak | Class::FastLeak => (size.leaks, LEAK_S + PRELUDE_S.end),
             Class::Spike | Class::PileUp | Class::Broken => (size.others, FAULT_S + PRELUDE_S.end),
         };
@@ -106,7 +108,7 @@ pub(crate) fn all(size: Size, seed: u64, only: &str) -> Vec<Case> {
     }
     // The longest first, so that no thread is left with one at the end.
     cases.sort_by_key(|case| {
-        std::cmp::Reverse(if case.class == Class::Healthy { case.seconds } else { 4000 })
+        std::cmp::Reverse(if case.class <= Class::Packed { case.seconds } else { 4000 })
     });
     cases
 }
@@ -116,7 +118,11 @@ impl Case {
     pub(crate) fn world(&self) -> World {
         let rng = &mut Rng::with_seed(self.seed ^ 2);
         let nominal = pick(rng, RAM_GIB) * GIB;
-        let used = if self.squeezed { 0.75 } else { between(rng, 0.40, 0.65) };
+        let used = match self.class {
+            Class::Packed => between(rng, 0.86, 0.91),
+            _ if self.squeezed => 0.75,
+            _ => between(rng, 0.40, 0.65),
+        };
         let swap = [0.0, 0.0, 0.0, log_between(rng, 0.1, 0.5)][rng.usize(..4)];
         let build = || {
             let mut world = World::new(Rng::with_seed(self.seed), nominal);

@@ -28,6 +28,7 @@ pub(super) const ALL: &[Kind] = &[
     broken("disk-gone", disk_gone),
     broken("crash-loop", crash_loop),
     broken("exporter-held", exporter_held),
+    Kind { name: "files-exhausted", class: Class::PileUp, build: files },
 ];
 
 const fn broken(name: &'static str, build: fn(&mut World, u64)) -> Kind {
@@ -45,7 +46,7 @@ fn scene(world: &mut World, family: Family) -> (Base, u64) {
 fn block(world: &mut World, pid: u32, length_s: f64, why: Why) {
     let now_s = world.now_s as f64;
     if let Some(event_loop) = world.actor(pid).and_then(|actor| actor.event_loop.as_mut()) {
-        event_loop.block = Some(Block { start_s: now_s - 0.5, length_s, why });
+        event_loop.begin(Block { start_s: now_s - 0.5, length_s, why });
     }
 }
 
@@ -90,11 +91,13 @@ fn starved(world: &mut World, _seconds: u64) {
     let who = crate::world::people::Who::session("burn", "chrt -f 50 ./burn", (0, "root"));
     let pid = world.spawn(&who, Heap::Flat { bytes: 4e6 });
     world.truth.culprits = vec![pid];
-    world.truth.nobody = true;
     world.each_second(move |world| {
         if world.now_s >= onset_s {
             world.cpu.hog = hog;
-            world.cpu.extra = f64::from(world.machine.cpus);
+            let cpus = f64::from(world.machine.cpus);
+            if let Some(actor) = world.actor(pid) {
+                (actor.cpu, actor.real_time) = (cpus, true);
+            }
             for pid in &base.workers {
                 let length_s = log_between(&mut world.rng, 0.2, 4.0);
                 block(world, *pid, length_s, Why::Waiting);
@@ -108,7 +111,7 @@ fn throttled(world: &mut World, _seconds: u64) {
     let (base, onset_s) = scene(world, Family::Cpu);
     let path = world.snapshot.processes[&base.workers[0]].cgroup.clone();
     let ratio = between(&mut world.rng, 0.5, 1.0);
-    world.truth.names = vec!["pm2-deploy", "docker", base::APP];
+    world.truth.name(&["pm2-deploy", "docker", base::APP]);
     world.truth.culprits.clone_from(&base.workers);
     world.truth.nobody = true;
     world.each_second(move |world| {
@@ -126,7 +129,7 @@ fn stolen(world: &mut World, _seconds: u64) {
     let (_, onset_s) = scene(world, Family::Cpu);
     let share = between(&mut world.rng, 0.4, 0.85);
     world.truth.nobody = true;
-    world.truth.names = vec!["steal", "hypervisor"];
+    world.truth.name(&["steal", "hypervisor"]);
     world.each_second(move |world| {
         if world.now_s >= onset_s {
             world.cpu.steal = share + 0.1 * world.rng.f64();
@@ -138,14 +141,22 @@ fn stolen(world: &mut World, _seconds: u64) {
 fn disk_gone(world: &mut World, _seconds: u64) {
     let (base, onset_s) = scene(world, Family::Cpu);
     world.truth.nobody = true;
-    world.truth.names = vec!["disk", "kernel"];
+    world.truth.name(&["disk", "kernel"]);
     world.truth.culprits.clone_from(&base.workers);
+    // They read a file, wait for the journal, or for a page of their program.
+    let stack = pick(
+        &mut world.rng,
+        &[
+            ["io_schedule", "folio_wait_bit_common", "filemap_read", "ext4_file_read_iter"],
+            ["io_schedule", "wait_transaction_locked", "start_this_handle", "jbd2__journal_start"],
+            ["io_schedule", "folio_wait_bit_common", "filemap_fault", "do_user_addr_fault"],
+        ],
+    );
     world.each_second(move |world| {
         if world.now_s < onset_s {
             return;
         }
         let for_s = world.now_s - onset_s;
-        let stack = ["io_schedule", "folio_wait_bit_common", "filemap_fault", "do_user_addr_fault"];
         if for_s % 30 == 0 {
             base.workers.iter().for_each(|pid| block(world, *pid, 29.0, Why::Blocked));
         }
@@ -169,10 +180,10 @@ fn crash_loop(world: &mut World, _seconds: u64) {
     let every_s = log_between(&mut world.rng, 1.5, 12.0) as u64;
     let mut pid = base.workers[0];
     world.truth.culprits = vec![pid];
-    world.truth.names = vec![base::APP];
+    world.truth.name(&[base::APP]);
     world.each_second(move |world| {
         if world.now_s >= onset_s && (world.now_s - onset_s).is_multiple_of(every_s) {
-            world.end(&[pid]);
+            world.fail(pid, Some(1), None);
             let live = world.nominal * 0.02;
             let heap = Heap::WarmUp { base: 30e6, plateau: live, tau_s: 10.0, age_s: 0.0 };
             pid = base::worker(world, 0, heap);
@@ -181,10 +192,28 @@ fn crash_loop(world: &mut World, _seconds: u64) {
     });
 }
 
+/// One worker opens files and does not close them, until it may not open another.
+fn files(world: &mut World, _seconds: u64) {
+    let (base, onset_s) = scene(world, Family::Limits);
+    let pid = pick(&mut world.rng, &base.workers);
+    let rate = log_between(&mut world.rng, 1.5, 20.0);
+    world.truth.culprits = vec![pid];
+    world.each_second(move |world| {
+        if world.now_s >= onset_s {
+            let open = (world.now_s - onset_s) as f64 * rate;
+            world.files = vec![(pid, open)];
+            if open > 900.0 {
+                world.truth.end_s.get_or_insert(world.now_s);
+            }
+        }
+    });
+}
+
 /// The collector refuses: 401.
 fn exporter_held(world: &mut World, _seconds: u64) {
     let (_, onset_s) = scene(world, Family::Agent);
     world.truth.nobody = true;
+    world.truth.name(&["collector", "otlp"]);
     world.snapshot.health.exporters.push(Exporter {
         name: "otlp".to_owned(),
         destination: "http://collector:4318".to_owned(),

@@ -1,9 +1,9 @@
 //! A process of the model: its memory, its leak, its event loop.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use fastrand::Rng;
-use observer::identity::Process;
+use observer::{identity::Process, signal::sched::EventLoop};
 
 use super::{
     chance::{MIB, PAGE, noise},
@@ -81,6 +81,65 @@ pub(crate) struct Loop {
     /// The longest gap of the last minute, and when it ended.
     pub(crate) longest: (f64, f64),
     pub(crate) block: Option<Block>,
+    /// Lengths and ends of the gaps of the last ten seconds.
+    recent: VecDeque<(f64, f64)>,
+}
+
+/// Gaps of event loops are seen from here on: the agent's default.
+const GAP_S: f64 = 0.04;
+/// Turns of a healthy loop are shorter than this, 99 of a hundred.
+const P99_NS: u64 = 8_388_608;
+
+impl Loop {
+    /// A long turn begins; one that was open has ended just before.
+    pub(crate) fn begin(&mut self, block: Block) {
+        if let Some(before) = self.block.replace(block) {
+            self.ended(before.length_s.min(block.start_s - before.start_s), block.start_s);
+        }
+    }
+
+    fn ended(&mut self, length_s: f64, now_s: f64) {
+        if length_s < GAP_S {
+            return;
+        }
+        self.gaps += 1;
+        if now_s - self.longest.1 > 60.0 || length_s > self.longest.0 {
+            self.longest = (length_s, now_s);
+        }
+        self.recent.push_back((length_s, now_s));
+    }
+
+    /// One second in which it turned so often; what is open at its end, and what the agent would show.
+    pub(crate) fn step(&mut self, now_s: f64, turns: u64, row: &mut EventLoop) -> Option<Why> {
+        if let Some(block) = self.block
+            && now_s - block.start_s >= block.length_s
+        {
+            self.block = None;
+            self.ended(block.length_s, now_s);
+        }
+        self.recent.retain(|(_, at)| now_s - at < 10.0);
+        let open_s = self.block.map_or(0.0, |block| now_s - block.start_s);
+        let why = self.block.filter(|_| open_s >= GAP_S).map(|block| block.why);
+        self.turns += if why.is_some() { 1 } else { turns };
+        let open_ns = if why.is_some() { (open_s * 1e9) as u64 } else { 0 };
+        let recent_turns = turns * 10;
+        let longest = self.recent.iter().map(|(length_s, _)| *length_s).fold(0.0, f64::max);
+        let many = self.recent.len() as u64 * 100 > recent_turns;
+        let fresh = now_s - self.longest.1 <= 60.0;
+        *row = EventLoop {
+            turns: self.turns,
+            gaps: self.gaps,
+            max_ns: if fresh { (self.longest.0 * 1e9) as u64 } else { 0 },
+            open_ns,
+            open_on_cpu_ns: if why == Some(Why::OnCpu) { open_ns } else { 0 },
+            open_waiting_ns: if why == Some(Why::Waiting) { open_ns } else { 0 },
+            open_blocked_ns: if why == Some(Why::Blocked) { open_ns } else { 0 },
+            recent_turns,
+            // To a power of two, as the agent tells it.
+            p99_ns: if many { ((longest * 1e9) as u64).next_power_of_two() / 2 } else { P99_NS },
+        };
+        why
+    }
 }
 
 /// A process.
@@ -106,6 +165,8 @@ pub(crate) struct Actor {
     /// How far it gets, besides what the host's memory allows: 0 is stopped.
     pub(crate) vigour: f64,
     pub(crate) run_delay_ns: u64,
+    /// Whether it is of the real-time class.
+    pub(crate) real_time: bool,
     own: f64,
     history: [f64; GROWTH_S],
     age: usize,
@@ -130,6 +191,7 @@ impl Actor {
             event_loop: None,
             vigour: 1.0,
             run_delay_ns: 0,
+            real_time: false,
             own: 0.0,
             history: [0.0; GROWTH_S],
             age: 0,

@@ -13,7 +13,13 @@ mod show;
 use std::sync::Arc;
 
 use fastrand::Rng;
-use observer::{signal::sched::BlockedTask, snapshot::Snapshot};
+use observer::{
+    signal::{
+        alloc::{Failure, MAX_FAILURES},
+        sched::BlockedTask,
+    },
+    snapshot::Snapshot,
+};
 
 use self::{
     actor::Actor,
@@ -37,12 +43,12 @@ pub(crate) struct Truth {
     pub(crate) onset_s: Option<u64>,
     /// When it was too late: the hang, the kill, the limit.
     pub(crate) end_s: Option<u64>,
-    /// What the fault is about.
+    /// What the fault is about; `None`: not known, and whatever names the culprit is right.
     pub(crate) family: Option<Family>,
     /// Who causes it.
     pub(crate) culprits: Vec<u32>,
     /// Names that are right where no process is to blame: a peer, a file system.
-    pub(crate) names: Vec<&'static str>,
+    pub(crate) names: Vec<String>,
     /// Nobody's process holds it; to blame nobody is right.
     pub(crate) nobody: bool,
 }
@@ -109,6 +115,16 @@ pub(crate) struct World {
     pub(crate) rate: f64,
     next_pid: u32,
     order: Vec<usize>,
+    /// Open files of processes that have more than the usual.
+    pub(crate) files: Vec<(u32, f64)>,
+}
+
+impl Truth {
+    /// These names are right.
+    pub(crate) fn name(&mut self, names: &[&str]) {
+        self.names =
+            names.iter().filter(|name| !name.is_empty()).map(|name| (*name).to_owned()).collect();
+    }
 }
 
 impl World {
@@ -150,6 +166,7 @@ impl World {
             rate: 1.0,
             next_pid: 700,
             order: Vec::new(),
+            files: Vec::new(),
         };
         world.snapshot.uptime_ns = 90_000 * SECOND_NS;
         world
@@ -159,7 +176,11 @@ impl World {
     pub(crate) fn spawn(&mut self, who: &Who, heap: Heap) -> u32 {
         self.next_pid =
             if self.next_pid > 4_000_000 { 700 } else { self.next_pid } + self.rng.u32(1..40);
-        let actor = Actor::new(who, self.next_pid, self.unix_ns(), heap);
+        // What is there from the beginning has been there for a while.
+        let age_s =
+            if self.now_s == 0 { log_between(&mut self.rng, 3600.0, 80_000.0) } else { 0.0 };
+        let start_unix_ns = self.unix_ns() - (age_s * 1e9) as u64;
+        let actor = Actor::new(who, self.next_pid, start_unix_ns, heap);
         self.snapshot.processes.insert(actor.pid, Arc::clone(&actor.identity));
         self.snapshot.alloc.forks += 1;
         self.snapshot.alloc.execs += 1;
@@ -186,6 +207,31 @@ impl World {
         pids.iter().for_each(|pid| drop(self.snapshot.processes.remove(pid)));
         if self.snapshot.tcp.connections.iter().any(|row| pids.contains(&row.pid)) {
             self.pools.close(&mut self.snapshot.tcp, |pid, _, _| pids.contains(&pid));
+        }
+    }
+
+    /// A process ends with an exit code or by a signal.
+    pub(crate) fn fail(&mut self, pid: u32, exit_code: Option<u32>, signal: Option<u32>) {
+        let Some(actor) = self.actors.iter().find(|actor| actor.pid == pid) else { return };
+        let failure = Failure {
+            time_unix_ns: self.unix_ns(),
+            pid,
+            name: actor.identity.name.clone(),
+            exit_code,
+            signal,
+            lived_ns: self.unix_ns().saturating_sub(actor.identity.start_unix_ns),
+            start_unix_ns: actor.identity.start_unix_ns,
+            parent_pid: actor.identity.parent_pid,
+            service_name: actor.identity.service_name.clone(),
+        };
+        let identity = Arc::clone(&actor.identity);
+        self.end(&[pid]);
+        // The identity of one that failed is kept with its row.
+        self.snapshot.processes.insert(pid, identity);
+        let failures = &mut self.snapshot.alloc.failures;
+        failures.insert(0, failure);
+        if let Some(oldest) = failures.split_off(failures.len().min(MAX_FAILURES)).first() {
+            self.snapshot.processes.remove(&oldest.pid);
         }
     }
 

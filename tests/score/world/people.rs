@@ -34,6 +34,7 @@ impl Who {
             worker,
             home: format!("{home}/.pm2"),
             instance: Some(worker),
+            ..Pm2::default()
         });
         who
     }

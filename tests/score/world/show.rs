@@ -1,10 +1,13 @@
 //! What the agent would show of the host: the model's state in the fields of a [`Snapshot`], changed in place.
 
+use std::cmp::Ordering;
+
 use observer::{
     signal::{
         alloc::ProcessMemory,
+        limit::{Bound, Host},
         oom::{MemoryCgroup, Pressure},
-        sched::{CpuCgroup, EventLoop, Thread},
+        sched::{Consumer, CpuCgroup, EventLoop, Thread},
     },
     snapshot::{Snapshot, VERSION},
 };
@@ -17,8 +20,12 @@ use super::{
 
 /// Share of RAM below which a host without swap begins to thrash: the agent's default.
 const FLOOR_PERCENT: f64 = 8.0;
-/// Gaps of event loops are seen from here on: the agent's default.
-const GAP_S: f64 = 0.04;
+/// What has a bound is read so often.
+const LIMITS_S: u64 = 10;
+/// Processes shown of those that use the CPU.
+const MAX_CONSUMERS: usize = 8;
+/// RLIMIT_NOFILE of services.
+const MAX_FILES: u64 = 1024;
 /// Resources and scopes of PSI.
 const PRESSURES: [(&str, &str); 5] =
     [("memory", "some"), ("memory", "full"), ("io", "some"), ("io", "full"), ("cpu", "some")];
@@ -50,6 +57,9 @@ impl World {
         self.show_memory();
         self.show_cgroups();
         self.show_cpu();
+        if self.now_s % LIMITS_S == 1 {
+            self.show_limits();
+        }
     }
 
     fn show_processes(&mut self) {
@@ -119,6 +129,55 @@ impl World {
         }
     }
 
+    /// Files and processes by their bounds, and how the host is set: as usual.
+    fn show_limits(&mut self) {
+        let now_ns = self.unix_ns();
+        let view = &mut self.snapshot.limit;
+        view.read_unix_ns = now_ns;
+        view.rows.clear();
+        for actor in self.actors.iter().filter(|actor| actor.threads > 0) {
+            let more =
+                self.files.iter().find(|(pid, _)| *pid == actor.pid).map_or(0.0, |row| row.1);
+            view.rows.push(Bound {
+                resource: "files".to_owned(),
+                pid: actor.pid,
+                name: actor.identity.name.clone(),
+                scope: "process".to_owned(),
+                used: (40 + u64::from(actor.pid % 60) + more as u64).min(MAX_FILES),
+                limit: Some(MAX_FILES),
+                unit: "files".to_owned(),
+                source: "kernel".to_owned(),
+                upper_estimate: false,
+            });
+        }
+        view.rows.push(Bound {
+            resource: "processes".to_owned(),
+            scope: "host".to_owned(),
+            used: self.actors.len() as u64 + 150,
+            limit: Some(31_000),
+            unit: "threads".to_owned(),
+            source: "kernel".to_owned(),
+            ..Bound::default()
+        });
+        view.rows.sort_by(|a, b| b.share().partial_cmp(&a.share()).unwrap_or(Ordering::Equal));
+        view.host = Host {
+            overcommit_memory: Some(1),
+            thp_enabled: "madvise".to_owned(),
+            thp_defrag: "madvise".to_owned(),
+            swappiness: Some(60),
+            cpus: u64::from(self.machine.cpus),
+            memory_total_bytes: self.machine.total as u64,
+            swap_total_bytes: self.machine.swap_total as u64,
+            commit_limit_bytes: (self.machine.total * 0.5) as u64,
+            tcp_keepalive_time_seconds: Some(7200),
+            tcp_retries2: Some(15),
+            port_range_first: Some(32_768),
+            port_range_last: Some(60_999),
+            psi_available: true,
+            ..Host::default()
+        };
+    }
+
     fn show_cgroups(&mut self) {
         let view = &mut self.snapshot.oom;
         view.cgroups.resize_with(self.limited.len(), MemoryCgroup::default);
@@ -152,7 +211,11 @@ impl World {
         for actor in self.actors.iter_mut().filter(|actor| actor.threads > 0) {
             let share = actor.cpu * work * noise(&mut self.shown, 0.3);
             let waits = share * (crowd - 0.8).max(0.0) * 0.6 + 0.004 * self.shown.f64();
-            let delay = if hog > 0.0 { hog } else { waits.min(0.9) };
+            // What a quota holds back waits as well.
+            let held =
+                self.cpu.throttled.as_ref().filter(|(path, _)| *path == actor.identity.cgroup);
+            let held = held.map_or(0.0, |(_, ratio)| ratio * (0.3 + 0.5 * self.shown.f64()));
+            let delay = if hog > 0.0 { hog } else { waits.max(held).min(0.9) };
             actor.run_delay_ns += (delay * 1e9) as u64;
             for thread in 0..actor.threads {
                 if row == view.threads.len() {
@@ -164,13 +227,13 @@ impl World {
                     (shown.pid, shown.tid) = (actor.pid, actor.pid + thread);
                     shown.name.clone_from(&actor.identity.name);
                     shown.event_loop = None;
+                    shown.listens = Some(actor.event_loop.is_some());
                 }
                 shown.on_cpu_ratio = (share * (1.0 - hog)).min(1.0 - delay);
                 shown.run_delay_ratio = delay;
                 shown.run_delay_ns = actor.run_delay_ns;
                 if thread == 0 {
-                    let stalls = turn(actor, now_s, progress, shown);
-                    view.stalls += stalls;
+                    turn(actor, now_s, progress, shown);
                 }
             }
         }
@@ -179,6 +242,20 @@ impl World {
         view.threads.sort_by_key(|row| {
             std::cmp::Reverse(row.event_loop.as_ref().map_or(0, |turn| turn.open_ns))
         });
+        view.consumers.clear();
+        if crowd > 0.8 || hog > 0.0 {
+            let mut busy: Vec<&Actor> =
+                self.actors.iter().filter(|actor| actor.cpu > 0.1).collect();
+            busy.sort_by(|a, b| b.cpu.total_cmp(&a.cpu));
+            view.consumers.extend(busy.into_iter().take(MAX_CONSUMERS).map(|actor| Consumer {
+                pid: actor.pid,
+                name: actor.identity.name.clone(),
+                cpu_ratio: actor.cpu / crowd.max(1.0),
+                policy: if actor.real_time { "fifo" } else { "other" }.to_owned(),
+                rt_priority: u32::from(actor.real_time) * 50,
+                ..Consumer::default()
+            }));
+        }
         let before = view.throttled.pop().map_or(0, |row| row.throttled_ns);
         if let Some((path, ratio)) = &self.cpu.throttled {
             view.throttled.push(CpuCgroup {
@@ -191,41 +268,12 @@ impl World {
     }
 }
 
-/// One second of an event loop; the gaps that ended.
-fn turn(actor: &mut Actor, now_s: f64, progress: f64, shown: &mut Thread) -> u64 {
-    let Some(event_loop) = &mut actor.event_loop else { return 0 };
+/// One second of an event loop.
+fn turn(actor: &mut Actor, now_s: f64, progress: f64, shown: &mut Thread) {
+    let turns = (actor.cpu * 2000.0 * progress) as u64 + 1;
+    let Some(event_loop) = &mut actor.event_loop else { return };
     let row = shown.event_loop.get_or_insert_with(EventLoop::default);
-    let mut ended = 0;
-    (row.open_ns, row.open_on_cpu_ns, row.open_waiting_ns, row.open_blocked_ns) = (0, 0, 0, 0);
-    if let Some(block) = event_loop.block {
-        let open_s = now_s - block.start_s;
-        if open_s >= block.length_s {
-            event_loop.block = None;
-            if block.length_s >= GAP_S {
-                ended = 1;
-                event_loop.gaps += 1;
-                let fresh = now_s - event_loop.longest.1 > 60.0;
-                if fresh || block.length_s > event_loop.longest.0 {
-                    event_loop.longest = (block.length_s, now_s);
-                }
-            }
-        } else if open_s >= GAP_S {
-            row.open_ns = (open_s * 1e9) as u64;
-            match block.why {
-                Why::OnCpu => {
-                    row.open_on_cpu_ns = row.open_ns;
-                    (shown.on_cpu_ratio, shown.run_delay_ratio) = (0.99, 0.002);
-                }
-                Why::Waiting => row.open_waiting_ns = row.open_ns,
-                Why::Blocked => row.open_blocked_ns = row.open_ns,
-            }
-        }
+    if event_loop.step(now_s, turns, row) == Some(Why::OnCpu) {
+        (shown.on_cpu_ratio, shown.run_delay_ratio) = (0.99, 0.002);
     }
-    if row.open_ns == 0 {
-        event_loop.turns += (actor.cpu * 2000.0 * progress) as u64 + 1;
-    }
-    (row.turns, row.gaps) = (event_loop.turns, event_loop.gaps);
-    let fresh = now_s - event_loop.longest.1 <= 60.0;
-    row.max_ns = if fresh { (event_loop.longest.0 * 1e9) as u64 } else { 0 };
-    ended
 }

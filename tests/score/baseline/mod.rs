@@ -1,6 +1,9 @@
 //! The rules of others, as functions over snapshots. Thresholds are their defaults; each names its source. What they look
 //! at more often than once a second, they see once a second here, as do our own.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{HashMap, VecDeque};
 
 use observer::{signal::alloc::ProcessMemory, snapshot::Snapshot};
@@ -272,8 +275,7 @@ impl Rule for Coroot {
                 if samples.len() > HOUR {
                     samples.pop_front();
                 }
-                // Less than half an hour gives no rate by the hour.
-                if samples.len() >= HOUR / 2 && growth_per_hour(samples) > 10e6 {
+                if samples.len() == HOUR && growth_per_hour(samples) > 10e6 {
                     self.leaks.push((largest.pid, largest.name.clone()));
                 }
             }
