@@ -14,11 +14,12 @@ use observer_tests::{
     otlp::{Span, Telemetry, int_of},
     program::Program,
     redis::{self, Redis},
-    seconds, unix_ns,
+    seconds, slack, unix_ns,
 };
 
 use crate::load;
 
+/// On real hardware.
 const TOLERANCE_MS: f64 = 5.0;
 
 /// A block that Node measured, and how it was made.
@@ -44,9 +45,10 @@ fn a_block_on_a_child_process_is_found() {
 fn check_blocks(test: &str, blocks: &[(&'static str, u64)]) {
     let Some(_host) = needs::host(test, &["node"]) else { return };
     let blocker = Blocker::start();
-    // What Node loads from disk for the first block of a kind would be a stall too, and a true one.
+    // What Node loads from disk for the first block of a kind would be a stall too, and a true one; what it compiles for
+    // it, on other threads, would count as CPU time of the block.
     for (how, _) in blocks {
-        blocker.block(how, 0);
+        blocker.block(how, 200);
     }
     let agent = Agent::start(&[]);
     let pid = blocker.node.program.pid();
@@ -80,14 +82,15 @@ fn stalls(telemetry: &Telemetry, pid: u32, from_unix_ns: u64) -> Vec<&Span> {
 /// What is wrong with the span of a block: its length, its CPU time (against the process's own), or its split.
 fn difference((how, block): &Made, span: &Span) -> Option<String> {
     let part = |name: &str| int_of(&span.attrs, &format!("observer.stall.{name}_ns")) as f64 / 1e6;
+    let tolerance_ms = TOLERANCE_MS * f64::from(slack());
     let (on_cpu, waiting, blocked) = (part("on_cpu"), part("waiting"), part("blocked"));
     let length = span.duration_ns() as f64 / 1e6;
     let near =
-        |value: f64, expected: f64| (value - expected).abs() <= TOLERANCE_MS + expected * 0.02;
-    let fits = (length - block.wall_ms).abs() <= TOLERANCE_MS
+        |value: f64, expected: f64| (value - expected).abs() <= tolerance_ms + expected * 0.02;
+    let fits = (length - block.wall_ms).abs() <= tolerance_ms
         && near(on_cpu + waiting + blocked, length)
         && match *how {
-            "spin" => near(on_cpu, block.cpu_ms) && blocked <= TOLERANCE_MS + length * 0.02,
+            "spin" => near(on_cpu, block.cpu_ms) && blocked <= tolerance_ms + length * 0.02,
             _ => blocked >= length * 0.8,
         };
     (!fits).then(|| {
@@ -106,7 +109,7 @@ fn a_gap_is_seen_while_it_is_open() {
     let agent = Agent::start(&[]);
     let pid = blocker.node.program.pid();
     wait_loop(&agent, &blocker, |row| row.open_ns == 0);
-    let block = blocker.block_in_background("spin", 3000);
+    let block = blocker.block_in_background("spin", 3000 * u64::from(slack()));
     let open = agent.wait_snapshot("the open gap", seconds(5), |snapshot| {
         event_loop(snapshot, pid).filter(|row| row.open_ns >= 1_000_000_000)
     });
@@ -131,6 +134,25 @@ fn wait_loop(agent: &Agent, blocker: &Blocker, fits: impl Fn(&EventLoop) -> bool
 fn event_loop(snapshot: &Snapshot, pid: u32) -> Option<EventLoop> {
     let threads = snapshot.sched.threads.iter().filter(|thread| thread.pid == pid);
     threads.filter_map(|thread| thread.event_loop.clone()).max_by_key(|row| row.turns)
+}
+
+/// Seen as one long turn by the scheduler; the probe on epoll, wherever this kernel has it, tells that it is none.
+#[test]
+fn a_loop_that_polls_without_sleep_has_no_stall() {
+    let test = "sched::a_loop_that_polls_without_sleep_has_no_stall";
+    let Some(_host) = needs::host(test, &["node"]) else { return };
+    let (poller, blocker) = (Blocker::start(), Blocker::start());
+    let agent = Agent::start(&[]);
+    for node in [&poller, &blocker] {
+        wait_loop(&agent, node, |_| true);
+    }
+    let from_unix_ns = unix_ns();
+    poller.block("poll", 4000 * u64::from(slack()));
+    blocker.block("spin", 500);
+    // What the agent is not sure of it tells at its end.
+    let telemetry = agent.stop();
+    let count = |node: &Blocker| stalls(&telemetry, node.node.program.pid(), from_unix_ns).len();
+    assert_eq!((count(&poller), count(&blocker)), (0, 1));
 }
 
 #[test]

@@ -13,13 +13,14 @@ use observer_tests::{
     postgres::{self, Postgres},
     program::Program,
     redis::{self, Redis},
-    seconds,
+    seconds, slack,
     wire::Record,
 };
 use rustix::process::Signal;
 
 use crate::load;
 
+/// On real hardware.
 const TOLERANCE_NS: u64 = 5_000_000;
 
 #[test]
@@ -87,7 +88,8 @@ fn check_records<'a>(spans: &[&Span], records: impl Iterator<Item = (u32, &'a Re
 
 fn difference(span: &Span, pid: u32, record: &Record) -> Option<String> {
     let (shortest, longest) = record.duration_ns();
-    let range = shortest.saturating_sub(TOLERANCE_NS)..=longest + TOLERANCE_NS;
+    let tolerance_ns = TOLERANCE_NS * u64::from(slack());
+    let range = shortest.saturating_sub(tolerance_ns)..=longest + tolerance_ns;
     let fits = int_of(&span.attrs, "process.pid") == i64::from(pid)
         && range.contains(&span.duration_ns())
         && same_bytes(span, record);

@@ -92,6 +92,11 @@ impl Judge {
         self.slow.iter().map(|slow| slow.start_s).chain(pending).min_by(f64::total_cmp)
     }
 
+    /// When the first request was sent that failed.
+    pub fn first_failed(&self) -> Option<f64> {
+        self.first_failed.as_ref().map(|(t_s, _)| *t_s)
+    }
+
     /// Whether a shell has been asked for and is not there yet.
     pub fn is_waiting(&self) -> bool {
         self.shell_since.is_some()

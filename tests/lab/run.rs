@@ -45,6 +45,9 @@ pub struct Options {
     /// How fast, in the scenario's unit; the scenario's if left out.
     #[arg(long)]
     rate: Option<f64>,
+    /// End soon after the first failure: the hang itself is not watched.
+    #[arg(long)]
+    brief: bool,
     /// Put the scenario into a memory control group of so many MiB.
     #[arg(long)]
     memory_mib: Option<u64>,
@@ -67,6 +70,8 @@ const SETUP_LIMIT: Duration = Duration::from_secs(240);
 const READY_LIMIT: Duration = Duration::from_secs(120);
 /// A hang is watched for so long.
 const HANG_S: f64 = 45.0;
+/// In a brief run, and what comes after the first request that failed.
+const BRIEF_S: f64 = 6.0;
 /// What comes after an OOM kill is watched for so long.
 const AFTER_KILL_S: f64 = 10.0;
 /// Time that the host has to recover once the programs are gone.
@@ -298,7 +303,8 @@ impl<'a> Run<'a> {
             |since: Option<f64>, length_s: f64| since.is_some_and(|at| now_s > at + length_s);
         now_s > limit_s
             || past(self.judge.first_oom_kill(), AFTER_KILL_S)
-            || past(self.judge.hang_since(now_s), HANG_S)
+            || past(self.judge.hang_since(now_s), if self.options.brief { BRIEF_S } else { HANG_S })
+            || self.options.brief && past(self.judge.first_failed(), BRIEF_S)
     }
 
     /// Asks the stage to end, and ends what is left of it.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use observer::snapshot::Snapshot;
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use tempfile::TempDir;
 
 use crate::{POLL, otlp::Telemetry, program::Program, seconds, user_ids};
@@ -107,6 +107,9 @@ impl Agent {
         let binary = copy.path().join("observer");
         std::fs::copy(self::binary(), &binary).expect("the binary can be copied");
         let (user, group) = (user.to_string(), group.to_string());
+        // Before 5.11 maps count as locked memory, and only a third capability raises the limit.
+        let unlimited = Rlimit { current: None, maximum: None };
+        setrlimit(Resource::Memlock, unlimited).ok();
         let launcher = ["setpriv", "--reuid", &user, "--regid", &group, "--clear-groups"];
         let sets = ["--bounding-set", "--inh-caps", "--ambient-caps"];
         let launcher: Vec<_> = launcher

@@ -46,6 +46,12 @@ pub fn wait_until<T>(what: &str, timeout: Duration, mut condition: impl FnMut() 
     }
 }
 
+/// How many times as far off a time may be as on real hardware: `OBSERVER_TEST_SLACK`, else 1. Guests under emulation set
+/// it (docs/kernels.md): what a program does around an operation takes several times as long there.
+pub fn slack() -> u32 {
+    std::env::var("OBSERVER_TEST_SLACK").map_or(1, |text| text.parse().expect("a number"))
+}
+
 /// Seconds as a [`Duration`].
 pub const fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)

@@ -54,7 +54,7 @@ impl Blocker {
         Self { node, port }
     }
 
-    /// Blocks the loop for `ms` in this way (`spin`, `wait`, `exec`) and gives what Node measured. Returns when the loop
+    /// Blocks the loop for `ms` in this way (`spin`, `wait`, `exec`; `poll` only keeps it from sleep) and gives what Node measured. Returns when the loop
     /// sleeps again: without sleep between them, two blocks are one turn for the scheduler.
     pub fn block(&self, how: &str, ms: u64) -> Block {
         let block = block(self.port, how, ms);

@@ -35,6 +35,8 @@ pub(crate) enum Lack {
     Root,
     /// No BPF, or no BTF of the kernel.
     Bpf,
+    /// No archive of Debian among the sources of packages: kernels of guests come from it.
+    Archive,
 }
 
 impl Lack {
@@ -42,6 +44,7 @@ impl Lack {
         match self {
             Self::Root => "no-root",
             Self::Bpf => "no-bpf",
+            Self::Archive => "no-archive",
         }
     }
 }

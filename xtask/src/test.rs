@@ -11,7 +11,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    bench,
     command::{command, find, is_root, line, output, run, succeeds},
+    lab,
     run::BINARY,
     setup::{self, Purpose, Tools},
     skips::{Lack, Skip, parse, unexpected},
@@ -23,6 +25,13 @@ const EXPECTED_SKIPS: &str = "tests/expected-skips.txt";
 
 /// Version of Rust whose lints must all pass. A newer one may know more: these are shown, but do not fail.
 const LINT_VERSION: &str = concat!("rustc ", env!("CARGO_PKG_RUST_VERSION"));
+
+/// A stage that gives what it skipped.
+type Stage = fn() -> Result<Vec<Skip>>;
+
+/// Those in virtual machines.
+const IN_GUESTS: [(&str, Stage); 3] =
+    [("other kernels", vm::short_matrix), ("budgets", bench::budgets), ("laboratory", lab::smoke)];
 
 /// Runs all stages; stops at the first that fails.
 pub(crate) fn test() -> Result<()> {
@@ -68,7 +77,14 @@ fn stages(report: &mut Report) -> Result<()> {
         }
         watch(kernel.args(["--", "--nocapture", "--test-threads=1"]), skips, print_line)
     })?;
-    report.stage("other kernels", |_| vm::programs())?;
+    for (name, body) in IN_GUESTS {
+        report.stage(name, |skips| {
+            let skipped = body()?;
+            skipped.iter().for_each(|skip| println!("SKIPPED {skip}"));
+            skips.extend(skipped);
+            Ok(())
+        })?;
+    }
     judge(&report.skips)
 }
 
@@ -160,7 +176,7 @@ fn lacks() -> Vec<Lack> {
     let capable = with_sudo || capabilities(&status) & BPF_CAPABILITIES == BPF_CAPABILITIES;
     let root = is_root() || with_sudo;
     let bpf = capable && Path::new("/sys/kernel/btf/vmlinux").exists();
-    [(root, Lack::Root), (bpf, Lack::Bpf)]
+    [(root, Lack::Root), (bpf, Lack::Bpf), (vm::has_archive(), Lack::Archive)]
         .into_iter()
         .filter_map(|(there, lack)| (!there).then_some(lack))
         .collect()

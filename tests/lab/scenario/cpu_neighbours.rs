@@ -28,7 +28,7 @@ pub const SCENARIO: Scenario = Scenario {
         privileged: false,
         native: Native::Free,
     },
-    ci: true,
+    ci: false,
     fault: |stage| run(stage, &["gzip"]),
     // As many, who take only what nobody else wants.
     twin: |stage| run(stage, &["chrt", "--idle", "0", "gzip"]),

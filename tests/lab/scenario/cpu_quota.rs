@@ -28,7 +28,7 @@ pub const SCENARIO: Scenario = Scenario {
         privileged: false,
         native: Native::Free,
     },
-    ci: true,
+    ci: false,
     fault: |stage| run(stage, stage.rate() as u32, None),
     twin: |stage| run(stage, TWIN_PERCENT, Some("/order?ms=150")),
 };

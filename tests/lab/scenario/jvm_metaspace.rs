@@ -33,8 +33,17 @@ pub const SCENARIO: Scenario = Scenario {
 /// Of the space for classes, and of the heap: both are far below the memory of the host.
 const LIMITS: [&str; 3] = ["-XX:MaxMetaspaceSize=64m", "-Xmx96m", "-XX:+UseSerialGC"];
 
+/// Methods of the class that is loaded; it then takes some 80 KiB.
+const METHODS: u32 = 300;
+
+fn method(number: u32) -> String {
+    format!("int method{number}(int x) {{ return x * {number} + \"m{number}\".length(); }}\n")
+}
+
 fn run(stage: &mut Stage, keep: &str) {
-    let source = Source::new("ClassLeak.java", include_str!("../load/ClassLeak.java"));
+    let methods: String = (0..METHODS).map(method).collect();
+    let program = include_str!("../load/ClassLeak.java").replace("// METHODS", &methods);
+    let source = Source::new("ClassLeak.java", &program);
     let mut java = Command::new("java");
     java.args(LIMITS).arg("-XX:+ExitOnOutOfMemoryError").arg(source.path());
     java.env("PORT", stage.port(0).to_string());

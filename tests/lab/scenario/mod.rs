@@ -41,7 +41,6 @@ pub const ALL: &[&Scenario] = &[
     &upload_leak::SCENARIO,
     &json_giants::SCENARIO,
     &redis_fill::SCENARIO,
-    &redis_fill::SAVE,
     &jvm_metaspace::SCENARIO,
     &cache_thrash::SCENARIO,
     &event_loop_block::SCENARIO,

@@ -12,7 +12,8 @@ use super::table::{Spread, markdown};
 use crate::{
     command::{command, run},
     setup::{self, Purpose},
-    vm::{Disk, Guest, Job},
+    skips::Skip,
+    vm::{Disk, Guest, Job, Unavailable},
 };
 
 /// An instruction takes 2^0 ns of the guest's time: its clock reads instructions, and ticks of the timer are rare in them.
@@ -135,6 +136,20 @@ pub(super) fn instructions(kernel: &str, boots: usize) -> Result<()> {
         "budgets are for {BUDGET_KERNEL}: a helper of the kernel takes more in one than in another"
     );
     Ok(())
+}
+
+/// The budgets, as every test run has them: on one boot. Gives the skip where the kernel cannot be had.
+///
+/// # Errors
+/// Where a program is over its budget, or was not measured.
+pub(crate) fn budgets() -> Result<Vec<Skip>> {
+    match instructions(BUDGET_KERNEL, 1) {
+        Err(error) if error.is::<Unavailable>() => {
+            let test = "bench::instructions".to_owned();
+            Ok(vec![Skip { test, reason: format!("{error:#}") }])
+        }
+        measured => measured.map(|()| Vec::new()),
+    }
 }
 
 fn parse(line: &str) -> Result<Row> {

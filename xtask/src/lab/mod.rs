@@ -3,34 +3,33 @@
 mod place;
 mod replay;
 mod report;
+mod runs;
 mod scenarios;
 mod score;
 mod timeline;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
-use self::{place::Place, scenarios::Scenario, score::Score, timeline::Timeline};
+use self::{
+    place::Place,
+    runs::{Outcome, Row},
+    scenarios::Scenario,
+};
 use crate::{
     command::{is_root, run},
     run::BINARY,
     setup::{self, Purpose, Tools},
+    skips::Skip,
 };
 
-/// Results, by scenario and run.
-const FOLDER: &str = "target/lab";
-
-/// Longest time between two samples of a witness that is alive on a host that is not stolen from.
-const WITNESS_GAP_S: f64 = 2.0;
+/// Kernel of the guests of the short runs.
+const SMOKE_KERNEL: &str = "6.12";
 
 /// A hang that is made on purpose, with a witness beside the agent.
-#[derive(Args)]
+#[derive(Args, Default)]
 #[command(args_conflicts_with_subcommands = true, subcommand_precedence_over_arg = true)]
 pub(crate) struct Lab {
     #[command(subcommand)]
@@ -58,6 +57,12 @@ pub(crate) struct Lab {
     /// Short runs that show that scenarios work, not that the agent does.
     #[arg(long)]
     smoke: bool,
+    /// End each run soon after the first failure: enough for leads, a third of the time.
+    #[arg(long)]
+    brief: bool,
+    /// Run nothing: judge the runs of these scenarios that are in target/lab.
+    #[arg(long)]
+    recorded: bool,
     /// Every scenario, with its twin.
     #[arg(long, conflicts_with = "scenario")]
     all: bool,
@@ -69,34 +74,37 @@ pub(crate) struct Lab {
     report: Option<PathBuf>,
 }
 
-/// One run and its verdict.
-struct Row {
-    scenario: Scenario,
-    twin: bool,
-    place: String,
-    result: Outcome,
-    wall: Duration,
+/// The short runs that every test run has, and what of them was skipped.
+///
+/// # Errors
+/// Where a scenario or its witness does not work.
+pub(crate) fn smoke() -> Result<Vec<Skip>> {
+    let vm = Some(SMOKE_KERNEL.to_owned());
+    let rows = rows(&Lab { vm, ci: true, smoke: true, runs: 1, ..Lab::default() })?;
+    Ok(rows.iter().filter_map(skip).collect())
 }
 
-/// What came of a run.
-enum Outcome {
-    Scored(Score),
-    /// The machine does not allow it.
-    Skipped(String),
-    Failed(String),
+fn skip(row: &Row) -> Option<Skip> {
+    let Outcome::Skipped(reason) = &row.result else { return None };
+    let kind = if row.twin { "-twin" } else { "" };
+    Some(Skip { test: format!("lab::{}{kind}", row.scenario.name()), reason: reason.clone() })
 }
 
 /// Builds, runs, scores, tells.
 pub(crate) fn lab(lab: &Lab) -> Result<()> {
-    let tools = setup::ensure(Purpose::Test)?;
-    if let Some(replay) = &lab.replay {
-        return replay::replay(replay, &tools);
+    match &lab.replay {
+        Some(replay) => replay::replay(replay, &setup::ensure(Purpose::Test)?),
+        None => rows(lab).map(drop),
     }
+}
+
+fn rows(lab: &Lab) -> Result<Vec<Row>> {
+    let tools = setup::ensure(Purpose::Test)?;
     let all = scenarios::all(&tools)?;
     let chosen: Vec<Scenario> = match lab.scenario.as_deref() {
         Some("list") => {
             all.iter().for_each(show);
-            return Ok(());
+            return Ok(Vec::new());
         }
         Some(name) => all.into_iter().filter(|scenario| scenario.name() == name).collect(),
         None if lab.all => all,
@@ -105,18 +113,18 @@ pub(crate) fn lab(lab: &Lab) -> Result<()> {
     };
     ensure!(!chosen.is_empty(), "no such scenario; `cargo xtask lab list` names them");
     ensure!(
-        lab.vm.is_some() || is_root(),
+        lab.vm.is_some() || lab.recorded || is_root(),
         "the agent loads BPF programs: run as root, or in a guest with --vm"
     );
-    let (agent, place) = (agent(&tools)?, Place::of(lab.vm.as_deref())?);
-    let mut rows = Vec::new();
-    for scenario in &chosen {
-        for twin in twins(lab) {
-            for number in 1..=lab.runs {
-                rows.push(row(lab, scenario, &place, &agent, twin, number));
-            }
-        }
-    }
+    let rows = if lab.recorded {
+        chosen.iter().map(runs::recorded).collect::<Result<Vec<_>>>()?.concat()
+    } else {
+        let (agent, place) = (agent(&tools)?, Place::of(lab.vm.as_deref())?);
+        let run = |scenario, twin| runs::run(lab, scenario, &place, &agent, twin);
+        let both = |scenario| twins(lab).into_iter().map(move |twin| (scenario, twin));
+        let each = |(scenario, twin)| (0..lab.runs).map(move |_| run(scenario, twin));
+        chosen.iter().flat_map(both).flat_map(each).collect()
+    };
     let table = report::table(&rows);
     println!("\n{table}");
     if let Some(path) = &lab.report {
@@ -124,7 +132,7 @@ pub(crate) fn lab(lab: &Lab) -> Result<()> {
     }
     let failed = rows.iter().filter(|row| matches!(row.result, Outcome::Failed(_))).count();
     ensure!(failed == 0, "{failed} of {} runs failed; the table says how", rows.len());
-    Ok(())
+    Ok(rows)
 }
 
 /// Fault and twin, or what was asked for.
@@ -148,63 +156,4 @@ fn agent(tools: &Tools) -> Result<PathBuf> {
     }
     run(&mut tools.cargo(&["build", "--release", "--package", "observer"]))?;
     fs::canonicalize(BINARY).context(BINARY)
-}
-
-fn row(
-    lab: &Lab,
-    scenario: &Scenario,
-    place: &Place,
-    agent: &Path,
-    twin: bool,
-    number: u32,
-) -> Row {
-    let kind = if twin { "twin" } else { "fault" };
-    let out = Path::new(FOLDER).join(scenario.name()).join(format!("{kind}-{number}"));
-    println!("\n== {} {kind} {number}: {}", scenario.name(), scenario.text("shows"));
-    let start = Instant::now();
-    let result = attempt(lab, scenario, place, agent, twin, &out)
-        .unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")));
-    match &result {
-        Outcome::Scored(score) => println!("{}", report::sentence(score)),
-        Outcome::Skipped(reason) => println!("skipped: {reason}"),
-        Outcome::Failed(error) => println!("failed: {error}"),
-    }
-    Row {
-        scenario: scenario.clone(),
-        twin,
-        place: place.to_string(),
-        result,
-        wall: start.elapsed(),
-    }
-}
-
-fn attempt(
-    lab: &Lab,
-    scenario: &Scenario,
-    place: &Place,
-    agent: &Path,
-    twin: bool,
-    out: &Path,
-) -> Result<Outcome> {
-    if out.exists() {
-        fs::remove_dir_all(out).with_context(|| out.display().to_string())?;
-    }
-    fs::create_dir_all(out).with_context(|| out.display().to_string())?;
-    let mut args = vec!["run".to_owned(), scenario.name().to_owned()];
-    args.extend(twin.then(|| "--twin".to_owned()));
-    args.extend(lab.smoke.then(|| "--smoke".to_owned()));
-    args.extend(lab.seconds.map(|seconds| format!("--seconds={seconds}")));
-    args.extend(lab.rate.map(|rate| format!("--rate={rate}")));
-    if let Some(reason) = place.run(scenario, agent, args, out)? {
-        return Ok(Outcome::Skipped(reason));
-    }
-    let run = Timeline::read(&out.join("timeline.jsonl"))?;
-    let score = score::score(&run).context("the time line has no fault_start")?;
-    let gap_s = score.witness.longest_gap_s;
-    ensure!(score.witness.samples > 0, "the witness saw nothing");
-    ensure!(!lab.smoke || gap_s < WITNESS_GAP_S, "the witness saw nothing for {gap_s:.1} s");
-    if let Some(failed_s) = score.failed_s.filter(|failed_s| *failed_s < 0.0) {
-        bail!("the software failed {:.0} s before the fault", -failed_s);
-    }
-    Ok(Outcome::Scored(score))
 }

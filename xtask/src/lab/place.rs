@@ -1,17 +1,13 @@
 //! Where a scenario runs: on this host, inside a control group, or in a guest.
 
-use std::{
-    fmt, fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 
 use super::scenarios::{BINARY, Native, Scenario};
 use crate::{
-    command::{command, line, output},
-    vm::{Disk, Guest, Job, Name, path_with_pm2},
+    command::{command, line},
+    vm::{Disk, Guest, Job, Name, path_with_pm2, stripped},
 };
 
 /// Time of the guest for an instruction, 2^n ns: a CPU of 125 MIPS, on which a hang looks as it does on a small host.
@@ -143,10 +139,3 @@ fn guest(
 
 /// Last lines of a failed job that are shown.
 const LAST_WORDS: usize = 15;
-
-/// A copy without what only a debugger needs: a small guest has no memory for that.
-fn stripped(program: &Path, folder: &Path) -> Result<PathBuf> {
-    let small = folder.join(program.file_name().context("a program has a name")?);
-    output(command(&["strip", "--strip-debug", "-o"]).arg(&small).arg(program))?;
-    Ok(small)
-}

@@ -1,7 +1,7 @@
 //! What the runs have shown, for people.
 
 use super::{
-    Outcome, Row,
+    runs::{Outcome, Row},
     score::{Hang, Score},
 };
 use crate::bench::markdown;
@@ -71,7 +71,8 @@ fn name(row: &Row) -> String {
 }
 
 fn cells(row: &Row) -> Vec<String> {
-    let mut cells = vec![name(row), row.scenario.text("incident").to_owned(), row.place.clone()];
+    let mut cells =
+        vec![name(row), row.scenario.text("incident").to_owned(), row.host.place.clone()];
     match &row.result {
         Outcome::Scored(score) => cells.extend([
             seconds(score.hang.map(|hang| hang.onset_s)),
@@ -86,7 +87,7 @@ fn cells(row: &Row) -> Vec<String> {
         Outcome::Failed(why) => cells.push(format!("failed: {}", in_a_cell(why))),
     }
     cells.resize(HEADING.len() - 1, String::new());
-    cells.push(format!("{:.0}", row.wall.as_secs_f64()));
+    cells.push(format!("{:.0}", row.host.wall_s));
     cells
 }
 

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::timeline::{Event, Timeline};
 
 /// What a run has shown. Times are seconds since the fault began, by the clock of the run.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Score {
     /// Whether the software was healthy.
     pub(super) twin: bool,

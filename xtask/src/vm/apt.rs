@@ -66,14 +66,7 @@ impl Apt {
     /// Where apt is missing, has no Debian archive among its sources, or cannot reach it.
     pub(super) fn updated(cache: &Path, suites: Suites) -> Result<Self> {
         let folder = cache.join(suites.folder());
-        let listed = output(&mut command(&[
-            "apt-get",
-            "indextargets",
-            "--format",
-            "$(ORIGIN) $(REPO_URI) $(RELEASE)",
-            "Created-By: Packages",
-        ]))?;
-        let sources = sources(&listed);
+        let sources = own_sources()?;
         let codename = codename(&sources)
             .context("no Debian archive among the sources of apt (`apt-get indextargets`)")?;
         let wanted = match suites {
@@ -154,6 +147,18 @@ impl Apt {
         ensure!(count == packages.len(), "apt-get downloaded {count} of {packages:?}");
         remove(&archives)
     }
+}
+
+/// Debian's own archives among the sources that the system is set up with.
+fn own_sources() -> Result<Vec<Source>> {
+    let format = "$(ORIGIN) $(REPO_URI) $(RELEASE)";
+    let words = ["apt-get", "indextargets", "--format", format, "Created-By: Packages"];
+    Ok(sources(&output(&mut command(&words))?))
+}
+
+/// Whether the system can fetch kernels for guests.
+pub(crate) fn has_archive() -> bool {
+    own_sources().is_ok_and(|sources| codename(&sources).is_some())
 }
 
 /// A folder whose name is that of another and one more ending.

@@ -85,7 +85,7 @@ struct Run {
 pub(crate) fn vm(args: &Vm) -> Result<()> {
     match &args.task {
         Some(Task::List { update }) => list(*update),
-        Some(Task::Matrix(args)) => matrix::matrix(args),
+        Some(Task::Matrix(args)) => matrix::matrix(args).map(drop),
         Some(Task::Disk) => {
             println!("{}", disk::root_image()?.display());
             Ok(())

@@ -18,7 +18,7 @@ other_file_systems() {
     $bb mkdir -p /dev/pts /dev/shm /run /tmp /root /out /var/tmp
     $bb mount -t devpts devpts /dev/pts
     $bb mount -t tmpfs shm /dev/shm
-    $bb mount -t tmpfs run /run
+    $bb mount -t tmpfs -o mode=755 run /run
     $bb mount -t debugfs debug /sys/kernel/debug
     $bb mount -t tracefs trace /sys/kernel/tracing
     $bb mount -t bpf bpf /sys/fs/bpf

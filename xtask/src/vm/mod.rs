@@ -29,12 +29,15 @@ use anyhow::{Context as _, Result, ensure};
 
 use self::arch::Arch;
 pub(crate) use self::{
+    apt::has_archive,
     cli::{Vm, vm},
     console::Ended,
     disk::path_with_pm2,
+    fetch::Unavailable,
     kernels::Name,
-    matrix::programs,
+    matrix::short_matrix,
 };
+use crate::command::{command, output};
 
 /// Room for what a job leaves in `/out`; the file is sparse.
 const OUT_BYTES: u64 = 1 << 30;
@@ -190,6 +193,13 @@ impl Guest {
             attempts,
         })
     }
+}
+
+/// A copy without what only a debugger needs: a guest copies its files by emulation, and keeps them in its memory.
+pub(crate) fn stripped(program: &Path, folder: &Path) -> Result<PathBuf> {
+    let small = folder.join(program.file_name().context("a program has a name")?);
+    output(command(&["strip", "--strip-debug", "-o"]).arg(&small).arg(program))?;
+    Ok(small)
 }
 
 /// A folder for a run, another one for each.
