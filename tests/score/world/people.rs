@@ -51,7 +51,7 @@ impl Who {
 
     /// A process of a container.
     pub(crate) fn container(number: u64, name: &str, command: &str) -> Self {
-        let id = format!("{:064x}", u128::from(number) * 0x9e37_79b9_7f4a_7c15_f39c_0c83);
+        let id = format!("{:016x}", (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)).repeat(4);
         let mut who = Self::unit(&format!("docker-{id}.scope"), name, command, (0, "root"));
         who.0.container_id = id;
         who.0.service_name = name.to_owned();
