@@ -108,7 +108,7 @@ impl<'a> Pool<'a> {
                 Level::Critical => {
                     within(120.0, 0.2, 0.4) && (self.pressed || free_ratio < 0.12 * ease)
                         || within(600.0, 0.1, 0.4)
-                        || within(45.0, 0.25, 0.5)
+                        || within(20.0, 0.25, 0.5)
                 }
                 Level::Emergency => within(30.0, 0.15, 0.5) && (self.pressed || free_ratio < 0.1),
             }

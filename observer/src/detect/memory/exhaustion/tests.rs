@@ -46,7 +46,7 @@ fn a_leak_is_told_in_time_with_its_culprit() {
     check_leak(0.1, 300.0, &[(Level::Warn, 600.0), (Level::Critical, 60.0)]);
     check_leak(1.0, 300.0, &[(Level::Warn, 300.0), (Level::Critical, 60.0)]);
     check_leak(5.0, 300.0, &[(Level::Warn, 120.0), (Level::Critical, 50.0)]);
-    check_leak(20.0, 300.0, &[(Level::Warn, 40.0), (Level::Critical, 20.0)]);
+    check_leak(20.0, 300.0, &[(Level::Warn, 40.0), (Level::Critical, 12.0)]);
     check_leak(60.0, 300.0, &[(Level::Warn, 12.0), (Level::Critical, 10.0)]);
     // A host that has only a quarter left before.
     check_leak(1.0, 2000.0, &[(Level::Warn, 300.0), (Level::Critical, 60.0)]);
