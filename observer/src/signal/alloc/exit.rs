@@ -7,7 +7,7 @@ use observer_abi::alloc::{EXIT_CODE_UNKNOWN, Exit, has_failed};
 use super::Failure;
 use crate::{
     identity::Process,
-    signal::{Now, Who},
+    signal::{Now, Who, comm_text},
     telemetry::{Event, Severity, Subject, attr},
 };
 
@@ -17,13 +17,18 @@ fn codes(record: &Exit) -> Option<(u32, u32)> {
     known.then_some((record.exit_code >> 8 & 0xff, record.exit_code & 0x7f))
 }
 
-/// The row of a process that failed.
-pub(super) fn failure(record: &Exit, process: &Process, now: Now) -> Failure {
+/// The row of a process that failed. One that was looked at between fork and exec still seems to be its parent: it is named
+/// as the kernel names it at its end.
+pub(super) fn failure(record: &Exit, process: &Process, now: Now, who: &mut dyn Who) -> Failure {
     let codes = codes(record);
+    let comm = comm_text(&record.header.comm);
+    let is_stale = !comm.is_empty()
+        && !process.executable.is_empty()
+        && who.process(record.parent_tgid, None, "").executable == process.executable;
     Failure {
         time_unix_ns: now.unix_of(record.header.ktime_ns),
         pid: record.header.tgid,
-        name: process.name.clone(),
+        name: if is_stale { comm } else { process.name.clone() },
         exit_code: codes.filter(|(_, signal)| *signal == 0).map(|(code, _)| code),
         signal: codes.map(|(_, signal)| signal).filter(|signal| *signal != 0),
         lived_ns: record.lifetime_ns,

@@ -90,7 +90,7 @@ impl Alloc {
         let start = (record.start_boottime_ns != 0).then_some(record.start_boottime_ns);
         let process = who.process(record.header.tgid, start, &name);
         if has_failed(record.exit_code) {
-            let failure = exit::failure(record, &process, now);
+            let failure = exit::failure(record, &process, now, who);
             self.view.failures.insert(0, failure);
             self.view.failures.truncate(MAX_FAILURES);
         }

@@ -219,6 +219,24 @@ fn failures_are_kept_with_what_they_ended_by() {
     assert!(out.batch.events.is_empty(), "nobody keeps these running");
 }
 
+/// Everybody runs the same program, as a child does until it has run exec.
+struct Forked;
+
+impl Who for Forked {
+    fn process(&mut self, pid: u32, _start: Option<u64>, _comm: &str) -> Arc<Process> {
+        let (name, executable) = ("test".to_owned(), "/bin/test".to_owned());
+        Arc::new(Process { pid, name, executable, ..Process::default() })
+    }
+}
+
+#[test]
+fn a_failure_that_was_looked_at_before_its_exec_is_named_as_it_ended() {
+    let (mut alloc, mut out) = (Alloc::new(LIMITS), Output::default());
+    let record = exited(header(Kind::Exit, 9, "node", 5 * SECOND), 7 << 8);
+    alloc.exit(&record, at(6 * SECOND), &mut Forked, &mut out);
+    assert_eq!(alloc.view().failures[0].name, "node");
+}
+
 /// A host with a daemon of PM2 (2), a service (3), a container (4) and what they have started.
 struct Keepers;
 
