@@ -25,7 +25,7 @@ pub const SCENARIO: Scenario = Scenario {
         programs: &["redis-server"],
         guest_mib: 512,
         disk_iops: None,
-        icount: true,
+        icount: super::SMALL,
         privileged: false,
         native: Native::Free,
     },

@@ -29,7 +29,7 @@ pub const SCENARIO: Scenario = Scenario {
         programs: &["node"],
         guest_mib: 512,
         disk_iops: Some(300),
-        icount: false,
+        icount: None,
         privileged: false,
         native: Native::Never,
     },

@@ -27,7 +27,7 @@ pub const SCENARIO: Scenario = Scenario {
         programs: &["node", "chrt"],
         guest_mib: 512,
         disk_iops: None,
-        icount: true,
+        icount: super::WEAK,
         privileged: true,
         native: Native::Never,
     },

@@ -27,7 +27,7 @@ pub const SCENARIO: Scenario = Scenario {
         programs: &["node"],
         guest_mib: 512,
         disk_iops: None,
-        icount: false,
+        icount: None,
         privileged: true,
         native: Native::Nested,
     },

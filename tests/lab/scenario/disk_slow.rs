@@ -25,7 +25,7 @@ pub const SCENARIO: Scenario = Scenario {
         programs: &["node", "postgres", "dmsetup", "losetup", "mkfs.ext4", "mount"],
         guest_mib: 768,
         disk_iops: None,
-        icount: false,
+        icount: None,
         privileged: true,
         native: Native::Never,
     },

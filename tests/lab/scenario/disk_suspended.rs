@@ -25,7 +25,7 @@ pub const SCENARIO: Scenario = Scenario {
         programs: disk::PROGRAMS,
         guest_mib: 768,
         disk_iops: None,
-        icount: false,
+        icount: None,
         privileged: true,
         native: Native::Never,
     },

@@ -25,7 +25,7 @@ pub const SCENARIO: Scenario = Scenario {
         programs: &["node", "cc"],
         guest_mib: 512,
         disk_iops: None,
-        icount: true,
+        icount: super::WEAK,
         privileged: false,
         native: Native::Free,
     },

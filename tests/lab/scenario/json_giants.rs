@@ -22,7 +22,7 @@ pub const SCENARIO: Scenario = Scenario {
         programs: &["node"],
         guest_mib: 2048,
         disk_iops: None,
-        icount: true,
+        icount: super::SMALL,
         privileged: false,
         native: Native::MemoryMib(2048),
     },

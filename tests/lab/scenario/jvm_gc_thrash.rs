@@ -24,7 +24,7 @@ pub const SCENARIO: Scenario = Scenario {
         programs: &["node", "java"],
         guest_mib: 768,
         disk_iops: None,
-        icount: true,
+        icount: super::WEAK,
         privileged: false,
         native: Native::Free,
     },

@@ -21,7 +21,7 @@ pub const SCENARIO: Scenario = Scenario {
         programs: &["java"],
         guest_mib: 768,
         disk_iops: None,
-        icount: true,
+        icount: super::SMALL,
         privileged: false,
         native: Native::MemoryMib(768),
     },

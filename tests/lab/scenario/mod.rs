@@ -106,13 +106,18 @@ pub struct Needs {
     pub guest_mib: u32,
     /// Operations a second that the guest's disk may do; unlimited if none.
     pub disk_iops: Option<u32>,
-    /// Whether guest time is to follow instructions. Not where the disk is slow: that stays in host time.
-    pub icount: bool,
+    /// Guest time that an instruction takes, 2^n ns. None where the disk is slow: that stays in host time.
+    pub icount: Option<u8>,
     /// Whether it makes network namespaces or block devices.
     pub privileged: bool,
     /// Whether it can be run without a guest.
     pub native: Native,
 }
+
+/// A CPU of 500 MIPS. Healthy programs leave most of it, and the agent's own work is as small as on a small host.
+const SMALL: Option<u8> = Some(1);
+/// A CPU of 125 MIPS, which the load of a few programs fills.
+const WEAK: Option<u8> = Some(3);
 
 /// How a scenario runs without a guest.
 #[derive(PartialEq, Eq, Serialize)]

@@ -22,7 +22,7 @@ const NEEDS: Needs = Needs {
     programs: &["node", "pm2", "postgres", "ip", "ss", "unshare"],
     guest_mib: 1024,
     disk_iops: None,
-    icount: true,
+    icount: super::SMALL,
     privileged: true,
     native: Native::OwnNetwork,
 };

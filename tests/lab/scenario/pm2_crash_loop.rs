@@ -35,7 +35,7 @@ pub const SCENARIO: Scenario = Scenario {
         programs: &["node", "pm2", "postgres"],
         guest_mib: 1024,
         disk_iops: None,
-        icount: true,
+        icount: super::SMALL,
         privileged: false,
         native: Native::Free,
     },

@@ -22,7 +22,7 @@ pub const SCENARIO: Scenario = Scenario {
         programs: &["node", "redis-server", "ss", "unshare"],
         guest_mib: 512,
         disk_iops: None,
-        icount: true,
+        icount: super::SMALL,
         privileged: true,
         native: Native::OwnNetwork,
     },

@@ -29,7 +29,7 @@ pub const SCENARIO: Scenario = Scenario {
         programs: &["redis-server", "node"],
         guest_mib: 768,
         disk_iops: None,
-        icount: true,
+        icount: super::WEAK,
         privileged: true,
         native: Native::Never,
     },

@@ -21,7 +21,7 @@ pub const SCENARIO: Scenario = Scenario {
         programs: &["node"],
         guest_mib: 512,
         disk_iops: None,
-        icount: true,
+        icount: super::SMALL,
         privileged: false,
         native: Native::MemoryMib(512),
     },

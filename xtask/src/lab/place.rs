@@ -10,9 +10,6 @@ use crate::{
     vm::{Disk, Guest, Job, Name, path_with_pm2, stripped},
 };
 
-/// Time of the guest for an instruction, 2^n ns: a CPU of 125 MIPS, on which a hang looks as it does on a small host.
-const ICOUNT_SHIFT: u8 = 3;
-
 /// Host seconds for a second of a guest, and for what comes before and after the fault.
 const HOST_S_PER_S: u64 = 6;
 const HOST_S: u64 = 600;
@@ -109,7 +106,7 @@ fn guest(
     let iops = scenario.need("disk_iops").and_then(|iops| u32::try_from(iops).ok());
     let guest = Guest {
         mem_bytes: scenario.need("guest_mib").unwrap_or(512) << 20,
-        icount: scenario.needs("icount").then_some(ICOUNT_SHIFT),
+        icount: scenario.need("icount").and_then(|shift| u8::try_from(shift).ok()),
         disk: Some(Disk { iops }),
         nested: scenario.is_nested(),
         time_limit: Duration::from_secs(HOST_S + HOST_S_PER_S * scenario.seconds()),
