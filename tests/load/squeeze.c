@@ -15,6 +15,8 @@ static void write_file(const char *path, int mib) {
   if (file < 0) exit(3);
   for (int i = 0; i < mib; i++)
     if (write(file, buffer, STEP) != STEP) exit(5);
+  // Pages that the disk does not have yet could not give way to the memory that comes next.
+  if (fsync(file)) exit(6);
   close(file);
 }
 
