@@ -311,6 +311,8 @@ mod tests {
         check("WWW????????????", "2:WARN");
         check("????", "");
         check(&format!("WWW{}", "?".repeat(700)), "2:WARN 603:clear");
+        // What was told before it went out of sight does not count as held afterwards.
+        check(&format!("WWW{}WW", "?".repeat(601)), "2:WARN 603:clear");
     }
 
     #[test]
