@@ -379,7 +379,8 @@ mod tests {
             finding(Level::Critical, "static", true),
             finding(Level::Warn, "a.b", false),
             finding(Level::Watch, "c.d", false),
-        ];
+        ]
+        .map(std::sync::Arc::new);
         let check = |count, expect| {
             let view = View { findings: findings[..count].to_vec(), ..View::default() };
             assert_eq!(status(&view), expect);

@@ -1,4 +1,6 @@
-//! A host with 2,000 processes and 20,000 connections, second by second: calm, or with everything wrong at once.
+//! A host with 2,000 processes and 20,000 connections, second by second: calm, or with everything wrong at once. Detectors
+//! see what the agent shows of it: 4,096 connections, chosen as the agent chooses them, and counts of all by process and
+//! endpoint ([`View::of`]).
 #![allow(
     clippy::needless_update,
     reason = "a row that is filled to the last field today has another tomorrow"
@@ -13,13 +15,13 @@ use observer::{
         limit::Bound,
         oom::{MemoryCgroup, Pressure, Reclaimer},
         sched::{BlockedTask, CpuCgroup, EventLoop, Thread},
-        tcp::{Activity, Connection, Endpoint},
+        tcp::{Activity, Connection, View},
     },
-    snapshot::{Exporter, Loss, MAX_ROWS, Program, Snapshot},
+    snapshot::{Exporter, Loss, Program, Snapshot},
 };
 
 pub const PROCESSES: u32 = 2000;
-pub const SOCKETS: u64 = 20_000;
+pub const SOCKETS: u32 = 20_000;
 
 const SECOND: u64 = 1_000_000_000;
 const MIB: u64 = 1 << 20;
@@ -35,16 +37,65 @@ fn pids() -> impl Iterator<Item = u32> {
     FIRST_PID..FIRST_PID + PROCESSES
 }
 
+/// A host.
+pub struct Crowd {
+    /// What the agent shows of it.
+    pub host: Snapshot,
+    /// All connections.
+    connections: Vec<Connection>,
+    /// Since when everything is wrong.
+    wrong_ns: Option<u64>,
+}
+
 /// The host at its first second.
-pub fn start() -> Snapshot {
+pub fn start() -> Crowd {
+    let connections = (0..SOCKETS).map(connection).collect();
+    Crowd { host: host(), connections, wrong_ns: None }
+}
+
+impl Crowd {
+    /// A second later. In `trouble` all of it gets worse; else it sways.
+    pub fn next(&mut self, trouble: bool) {
+        next(&mut self.host, trouble);
+        let now_ns = self.host.uptime_ns;
+        let since_ns = if trouble { Some(*self.wrong_ns.get_or_insert(now_ns)) } else { None };
+        for (row, number) in self.connections.iter_mut().zip(0_u64..) {
+            row.age_ns += SECOND;
+            match since_ns {
+                Some(since_ns) => stick(row, now_ns - since_ns + number % 10 * SECOND / 4),
+                None => answer(row, (now_ns / SECOND + number * 7) % 20 * SECOND + SECOND / 10),
+            }
+        }
+        self.host.tcp = View::of(self.connections.clone());
+    }
+}
+
+/// It was answered as long ago.
+fn answer(row: &mut Connection, for_ns: u64) {
+    row.activity = if for_ns < SECOND { Activity::Active } else { Activity::Idle };
+    row.activity_ns = for_ns;
+    row.last_receive_ns = Some(for_ns);
+    row.last_send_ns = Some(for_ns + SECOND / 200);
+    row.sent_bytes += 100;
+    row.received_bytes += 1000;
+}
+
+/// It stands still for as long, each application in its own way.
+fn stick(row: &mut Connection, for_ns: u64) {
+    let ways = [Activity::Unread, Activity::HalfOpen, Activity::ZeroWindow, Activity::Waiting];
+    row.activity = ways[(row.pid / WORKERS) as usize % ways.len()];
+    row.activity_ns = for_ns;
+    let asked_last = row.activity != Activity::Unread;
+    row.last_send_ns = Some(if asked_last { for_ns } else { for_ns + SECOND / 200 });
+    row.last_receive_ns = Some(if asked_last { for_ns + SECOND / 2 } else { for_ns });
+    row.retransmits += u64::from(row.activity == Activity::HalfOpen);
+}
+
+fn host() -> Snapshot {
     let mut host = Snapshot { uptime_ns: SECOND, ..Snapshot::default() };
     host.processes = pids().map(|pid| (pid, Arc::new(process(pid)))).collect();
     host.alloc.processes = pids().map(memory).collect();
     host.alloc.process_count = u64::from(PROCESSES);
-    host.tcp.connections = (0..MAX_ROWS as u32).map(connection).collect();
-    host.tcp.connection_count = SOCKETS;
-    host.tcp.endpoints =
-        pids().flat_map(|pid| SERVERS.map(|server| endpoint(pid, server))).collect();
     host.sched.threads = pids().map(thread).collect();
     host.oom.memory_total_bytes = 64 << 30;
     host.oom.pressure = ["memory", "io", "cpu"]
@@ -70,8 +121,7 @@ pub fn start() -> Snapshot {
     host
 }
 
-/// A second later. In `trouble` all of it gets worse; else it sways.
-pub fn next(host: &mut Snapshot, trouble: bool) {
+fn next(host: &mut Snapshot, trouble: bool) {
     host.uptime_ns += SECOND;
     host.time_unix_ns = 1_700_000_000 * SECOND + host.uptime_ns;
     let second = host.uptime_ns / SECOND;
@@ -85,21 +135,6 @@ pub fn next(host: &mut Snapshot, trouble: bool) {
     let used: u64 = host.alloc.processes.iter().map(|row| row.rss_bytes).sum();
     host.oom.memory_available_bytes = host.oom.memory_total_bytes.saturating_sub(used);
     host.oom.headroom_bytes = host.oom.memory_available_bytes;
-    for (row, number) in host.tcp.connections.iter_mut().zip(0_u64..) {
-        row.age_ns += SECOND;
-        let stuck = [Activity::Unread, Activity::HalfOpen, Activity::ZeroWindow, Activity::Waiting];
-        row.activity = if trouble { stuck[number as usize % 4] } else { Activity::Idle };
-        row.activity_ns = if trouble { second } else { (second + number) % 20 } * SECOND;
-        row.sent_bytes += if trouble { 0 } else { 100 };
-        row.received_bytes += if trouble { 0 } else { 1000 };
-        row.retransmits += u64::from(trouble);
-    }
-    for row in &mut host.tcp.endpoints {
-        let open = if trouble { 5 + second } else { 5 };
-        let stuck = if trouble { open / 3 } else { 0 };
-        (row.open, row.waiting, row.unread, row.stuck, row.idle) = (open, stuck, stuck, stuck, 2);
-        row.longest_wait_ns = if trouble { second * SECOND } else { SECOND / 100 };
-    }
     for row in &mut host.sched.threads {
         row.on_cpu_ratio = if trouble { 0.9 } else { 0.05 };
         row.run_delay_ratio = if trouble { 0.5 } else { 0.01 };
@@ -191,6 +226,10 @@ fn process(pid: u32) -> Process {
             ..Pm2::default()
         }),
         unit: if managed { String::new() } else { format!("unit-{app}.service") },
+        cgroup: match managed {
+            true => "/user.slice/user-1000.slice/session-1.scope".into(),
+            false => format!("/system.slice/unit-{app}.service"),
+        },
         ..Process::default()
     }
 }
@@ -199,32 +238,23 @@ fn memory(pid: u32) -> ProcessMemory {
     ProcessMemory { pid, name: "node".into(), file_bytes: 5 * MIB, ..ProcessMemory::default() }
 }
 
+/// Each process has as many to each server.
 fn connection(number: u32) -> Connection {
-    let (system, peer_port) = SERVERS[number as usize % SERVERS.len()];
+    let pid = FIRST_PID + number % PROCESSES;
+    let (system, peer_port) = SERVERS[(number / PROCESSES) as usize % SERVERS.len()];
+    let app = pid / WORKERS;
     Connection {
-        pid: FIRST_PID + number % PROCESSES,
-        name: "node".into(),
-        role: "client".into(),
-        system: system.into(),
-        peer_address: format!("10.0.{}.{}", number % 4, number % 60),
-        peer_port,
-        local_address: "10.0.9.9".into(),
-        local_port: 32_768 + (number % 20_000) as u16,
-        state: "ESTABLISHED".into(),
-        srtt_ns: SECOND / 1000,
-        ..Connection::default()
-    }
-}
-
-fn endpoint(pid: u32, (system, port): (&str, u16)) -> Endpoint {
-    Endpoint {
         pid,
         name: "node".into(),
         role: "client".into(),
         system: system.into(),
-        address: format!("10.0.{}.{}", pid % 4, pid % 60),
-        port,
-        ..Endpoint::default()
+        peer_address: format!("10.0.{}.{}", app % 4, app % 60),
+        peer_port,
+        local_address: "10.0.9.9".into(),
+        local_port: 32_768 + number as u16,
+        state: "ESTABLISHED".into(),
+        srtt_ns: SECOND / 1000,
+        ..Connection::default()
     }
 }
 
@@ -235,7 +265,7 @@ fn thread(pid: u32) -> Thread {
 
 fn cgroup(number: u32) -> MemoryCgroup {
     MemoryCgroup {
-        path: format!("/system.slice/unit-{number}.service"),
+        path: format!("/system.slice/unit-{}.service", (FIRST_PID / WORKERS) + number * 2),
         usage_bytes: 100 * MIB,
         limit_bytes: Some(512 * MIB),
         ..MemoryCgroup::default()

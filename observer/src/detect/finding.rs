@@ -1,5 +1,7 @@
 //! What the agent tells a person: that something is about to break, who does it, how it knows, and what to do.
 
+use std::{borrow::Cow, sync::Arc};
+
 use serde::{Deserialize, Serialize};
 
 /// How urgent a finding is.
@@ -96,24 +98,29 @@ pub enum Quality {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
     /// What it measures, such as `memory_available` .
-    pub name: String,
+    pub name: Cow<'static, str>,
     /// Its value.
     pub value: f64,
     /// UCUM unit, as `By`, `s`, `By/s`, `1`.
-    pub unit: String,
+    pub unit: Cow<'static, str>,
     /// Hook or file that it came from, such as `/proc/meminfo` or `iter/tcp`.
-    pub source: String,
+    pub source: Cow<'static, str>,
     /// How far it can be trusted.
     pub quality: Quality,
 }
 
 /// Makes an [`Evidence`] that is exact.
-pub fn evidence(name: &str, value: f64, unit: &str, source: &str) -> Evidence {
+pub fn evidence(
+    name: impl Into<Cow<'static, str>>,
+    value: f64,
+    unit: &'static str,
+    source: impl Into<Cow<'static, str>>,
+) -> Evidence {
     Evidence {
-        name: name.to_owned(),
+        name: name.into(),
         value,
-        unit: unit.to_owned(),
-        source: source.to_owned(),
+        unit: unit.into(),
+        source: source.into(),
         quality: Quality::Exact,
     }
 }
@@ -183,9 +190,9 @@ pub struct Undecided {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct View {
     /// What is raised now, the most urgent first; bounded by [`super::MAX_FINDINGS`].
-    pub findings: Vec<Finding>,
+    pub findings: Vec<Arc<Finding>>,
     /// What was cleared last, the newest first; bounded by [`super::MAX_CLEARED`].
-    pub cleared: Vec<Finding>,
+    pub cleared: Vec<Arc<Finding>>,
     /// What cannot be judged yet, and why.
     pub undecided: Vec<Undecided>,
     /// Findings raised since the agent started.

@@ -1,7 +1,7 @@
 //! One trace an incident: from the first abnormal sign until all is well, with a span for each finding in the order in which
 //! it spread. Findings that never come to WARN make no trace.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Finding, Level, Link, track::Instant};
 use crate::{
@@ -19,7 +19,7 @@ const CALM_NS: u64 = 60_000_000_000;
 #[derive(Debug, Clone)]
 struct Child {
     number: u64,
-    finding: Finding,
+    finding: Arc<Finding>,
     worst: Level,
     end_unix_ns: Option<u64>,
 }
@@ -34,26 +34,31 @@ pub(super) struct Incident {
 }
 
 impl Incident {
-    /// Takes a finding's present state; returns its place in the trace.
-    pub(super) fn take(&mut self, finding: &Finding) -> Option<SpanContext> {
+    /// Takes a finding of which something is told, `new` if it is the first word of it; returns its place in the trace.
+    pub(super) fn take(&mut self, finding: &Arc<Finding>, new: bool) -> Option<SpanContext> {
         if self.children.is_empty() {
             *self = Self { start_unix_ns: finding.since_unix_ns, ..Self::default() };
         }
-        let number = self.children.len() as u64 + 1;
-        if !self.children.contains_key(&finding.id) && self.children.len() >= MAX_CHILDREN {
-            self.beyond += 1;
+        if let Some(number) = self.follow(finding) {
+            return Some(self.context(number));
+        }
+        if self.children.len() >= MAX_CHILDREN {
+            self.beyond += u64::from(new);
             return None;
         }
-        let child = self.children.entry(finding.id.clone()).or_insert_with(|| Child {
-            number,
-            finding: finding.clone(),
-            worst: finding.level,
-            end_unix_ns: None,
-        });
+        let number = self.children.len() as u64 + 1;
+        let (id, worst) = (finding.id.clone(), finding.level);
+        let child = Child { number, finding: finding.clone(), worst, end_unix_ns: None };
+        self.children.insert(id, child);
+        Some(self.context(number))
+    }
+
+    /// Takes the present state of a finding that has a place; returns its number there.
+    pub(super) fn follow(&mut self, finding: &Arc<Finding>) -> Option<u64> {
+        let child = self.children.get_mut(&finding.id)?;
         child.worst = child.worst.max(finding.level);
         child.finding = finding.clone();
-        let number = child.number;
-        Some(self.context(number))
+        Some(child.number)
     }
 
     /// A finding is over.
@@ -160,9 +165,9 @@ fn context_of(link: &Link) -> Option<SpanContext> {
 mod tests {
     use super::*;
 
-    fn finding(id: &str, level: Level, since_s: u64) -> Finding {
+    fn finding(id: &str, level: Level, since_s: u64) -> Arc<Finding> {
         let since_unix_ns = since_s * 1_000_000_000;
-        Finding { id: id.into(), level, since_unix_ns, ..Finding::default() }
+        Arc::new(Finding { id: id.into(), level, since_unix_ns, ..Finding::default() })
     }
 
     fn at(second: u64) -> Instant {
@@ -172,8 +177,8 @@ mod tests {
     #[test]
     fn an_incident_is_one_trace_in_the_order_of_its_spreading() {
         let (mut incident, mut out) = (Incident::default(), Output::default());
-        let first = incident.take(&finding("a", Level::Watch, 10)).expect("a place");
-        let second = incident.take(&finding("b", Level::Critical, 20)).expect("a place");
+        let first = incident.take(&finding("a", Level::Watch, 10), true).expect("a place");
+        let second = incident.take(&finding("b", Level::Critical, 20), true).expect("a place");
         assert_eq!(first.trace_id, second.trace_id);
         incident.end(&finding("a", Level::Watch, 10), 30_000_000_000);
         incident.tick(at(30), false, &mut out);
@@ -193,12 +198,29 @@ mod tests {
     }
 
     #[test]
+    fn findings_beyond_the_bound_are_counted_once() {
+        let (mut incident, mut out) = (Incident::default(), Output::default());
+        let all: Vec<_> = (0..MAX_CHILDREN + 5)
+            .map(|number| finding(&number.to_string(), Level::Warn, 10))
+            .collect();
+        all.iter().for_each(|finding| _ = incident.take(finding, true));
+        for _ in 0..3 {
+            all.iter().for_each(|finding| _ = incident.follow(finding));
+            assert_eq!(incident.take(&all[MAX_CHILDREN], false), None);
+        }
+        incident.tick(at(20), true, &mut out);
+        assert_eq!(out.batch.spans.len(), 1 + MAX_CHILDREN);
+        let number = attr("observer.incident.findings", MAX_CHILDREN as u64 + 5);
+        assert!(out.batch.spans[0].attrs.contains(&number), "{:?}", out.batch.spans[0].attrs);
+    }
+
+    #[test]
     fn what_nobody_was_warned_of_is_no_incident() {
         let (mut incident, mut out) = (Incident::default(), Output::default());
-        incident.take(&finding("a", Level::Watch, 10));
+        incident.take(&finding("a", Level::Watch, 10), true);
         incident.tick(at(20), true, &mut out);
         assert!(out.batch.spans.is_empty());
-        incident.take(&finding("b", Level::Warn, 30));
+        incident.take(&finding("b", Level::Warn, 30), true);
         incident.tick(at(40), true, &mut out);
         assert_eq!(out.batch.spans.len(), 2);
         assert!(out.batch.spans[0].attrs.contains(&attr("observer.open", true)));

@@ -1,6 +1,6 @@
 //! Between a detector and the tracker: what a detector sees, and what it says of it.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, cmp::Reverse, fmt, time::Duration};
 
 use super::{Evidence, Level, Party, Quality};
 use crate::{
@@ -29,6 +29,12 @@ pub struct Kind {
     pub settings: &'static [Setting],
     /// Makes the detector.
     pub detector: fn(&Config) -> Box<dyn Detector>,
+}
+
+impl fmt::Debug for Kind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name)
+    }
 }
 
 /// What there is to see at a tick.
@@ -90,6 +96,30 @@ pub struct Judgement {
     pub message: String,
     /// What to do.
     pub advice: String,
+    /// The kind it is of, if not the detector's own: what several kinds are made of is found once, for all of them.
+    pub kind: Option<&'static Kind>,
+}
+
+/// Subjects of a kind that are told at once. Where more are in trouble, the host is, and their sentences only cost time.
+pub const MAX_TOLD: usize = 32;
+
+/// The worst [`MAX_TOLD`], in the order of their rank, those of the same rank as they came. How many more there are is said.
+pub fn worst<T, R: Ord>(
+    mut all: Vec<T>,
+    rank: impl Fn(&T) -> R,
+    found: &mut Vec<Judgement>,
+) -> Vec<T> {
+    let beyond = all.len().saturating_sub(MAX_TOLD);
+    if beyond > 0 {
+        all.sort_by_cached_key(|one| Reverse(rank(one)));
+        all.truncate(MAX_TOLD);
+        found.push(Judgement {
+            subject: format!("{beyond} more"),
+            state: State::Undecided(format!("only the worst {MAX_TOLD} are told").into()),
+            ..Judgement::default()
+        });
+    }
+    all
 }
 
 /// Finds one kind of thing. Keeps what it must remember within named bounds; does no IO and reads no clock.
@@ -98,10 +128,9 @@ pub trait Detector: Send {
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>);
 }
 
-#[cfg(test)]
+/// Finds nothing: a kind for which another's detector speaks.
 pub(super) struct Never;
 
-#[cfg(test)]
 impl Detector for Never {
     fn look(&mut self, _seen: &Seen<'_>, _found: &mut Vec<Judgement>) {}
 }

@@ -10,6 +10,7 @@ mod connection;
 mod finding;
 mod incident;
 mod judgement;
+mod key;
 pub mod limit;
 mod mean;
 mod memory;
@@ -36,6 +37,8 @@ use self::{
     incident::Incident,
     track::{Change, Instant, Tracks},
 };
+use std::sync::Arc;
+
 use crate::{config::Config, signal::Output, snapshot::Snapshot};
 
 /// Findings raised at once, over all kinds; what is beyond is counted.
@@ -134,21 +137,22 @@ impl Detect {
                     && self.view.undecided.len() < MAX_UNDECIDED
                 {
                     self.view.undecided.push(Undecided {
-                        kind: kind.name.to_owned(),
+                        kind: judgement.kind.unwrap_or(kind).name.to_owned(),
                         subject: judgement.subject.clone(),
                         reason: reason.to_string(),
                     });
                 }
+                let kind = judgement.kind.unwrap_or(kind);
                 changes.extend(self.tracks.take(kind, judgement, at));
             }
-            changes.extend(self.tracks.end(kind, at));
         }
+        changes.extend(self.tracks.end(at));
         for (finding, change) in changes {
             self.tell(&finding, &change, snapshot, out);
         }
         self.view.findings = self.tracks.findings();
         for finding in self.view.findings.iter().filter(|finding| !finding.hazard) {
-            self.incident.take(finding);
+            self.incident.follow(finding);
         }
         self.incident.tick(at, ends, out);
         self.view.raised = self.tracks.raised;
@@ -160,8 +164,15 @@ impl Detect {
         &self.view
     }
 
-    fn tell(&mut self, finding: &Finding, change: &Change, snapshot: &Snapshot, out: &mut Output) {
-        let context = if finding.hazard { None } else { self.incident.take(finding) };
+    fn tell(
+        &mut self,
+        finding: &Arc<Finding>,
+        change: &Change,
+        snapshot: &Snapshot,
+        out: &mut Output,
+    ) {
+        let new = *change == Change::Raised;
+        let context = if finding.hazard { None } else { self.incident.take(finding, new) };
         out.event(tell::event(finding, change, snapshot, context));
         if *change == Change::Cleared {
             self.incident.end(finding, snapshot.time_unix_ns);

@@ -32,13 +32,13 @@ pub(crate) fn findings(
         tracks.begin();
         let changes: Vec<_> =
             found.into_iter().filter_map(|judgement| tracks.take(kind, judgement, at)).collect();
-        for (finding, change) in changes.into_iter().chain(tracks.end(kind, at)) {
+        for (finding, change) in changes.into_iter().chain(tracks.end(at)) {
             let what = match change {
                 Change::Raised | Change::Level(_) => finding.level.text(),
                 Change::Culprit => "culprit",
                 Change::Cleared => "clear",
             };
-            told.push((now_ns / SECOND, what, finding));
+            told.push((now_ns / SECOND, what, Finding::clone(&finding)));
         }
     }
     told

@@ -1,7 +1,7 @@
 //! From judgements to findings: a level is told when it has held, and cleared when it has been gone; in between nobody is
 //! told twice. What cannot be judged stays as it is.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Finding, Judgement, Kind, Level, MAX_FINDINGS, State};
 
@@ -34,14 +34,26 @@ struct Track {
     undecided_ns: Option<u64>,
     told_ns: u64,
     told_culprit: Option<u32>,
-    finding: Option<Finding>,
+    finding: Option<Arc<Finding>>,
     round: u64,
 }
+
+/// The subjects of a kind.
+#[derive(Debug)]
+struct OfKind {
+    kind: &'static Kind,
+    tracks: BTreeMap<String, Track>,
+}
+
+/// What is told: the finding, and what became of it.
+pub(super) type News = (Arc<Finding>, Change);
 
 /// All subjects of all kinds.
 #[derive(Debug, Default)]
 pub(super) struct Tracks {
-    tracks: BTreeMap<(&'static str, String), Track>,
+    kinds: BTreeMap<&'static str, OfKind>,
+    /// Subjects of all of them.
+    len: usize,
     round: u64,
     pub(super) raised: u64,
     pub(super) dropped: u64,
@@ -66,53 +78,59 @@ impl Tracks {
         kind: &'static Kind,
         judgement: Judgement,
         at: Instant,
-    ) -> Option<(Finding, Change)> {
-        let key = (kind.name, judgement.subject.clone());
+    ) -> Option<News> {
         let idle = !matches!(judgement.state, State::Firing(_));
-        if !self.tracks.contains_key(&key) && (idle || self.tracks.len() >= MAX_FINDINGS) {
-            self.dropped += u64::from(!idle);
-            return None;
-        }
-        let track = self.tracks.entry(key).or_default();
+        let known = self.kinds.get_mut(kind.name);
+        let track = match known.and_then(|of| of.tracks.get_mut(&judgement.subject)) {
+            Some(track) => track,
+            None if idle => return None,
+            None if self.len >= MAX_FINDINGS => {
+                self.dropped += 1;
+                return None;
+            }
+            None => {
+                self.len += 1;
+                let new = || OfKind { kind, tracks: BTreeMap::new() };
+                let of = self.kinds.entry(kind.name).or_insert_with(new);
+                of.tracks.entry(judgement.subject.clone()).or_default()
+            }
+        };
         track.round = self.round;
         let change = track.step(kind, judgement, at)?;
         self.raised += u64::from(change.1 == Change::Raised);
         Some(change)
     }
 
-    /// Ends the tick for a kind: subjects that were not mentioned are clear.
-    pub(super) fn end(&mut self, kind: &'static Kind, at: Instant) -> Vec<(Finding, Change)> {
+    /// Ends the tick: subjects that were not mentioned are clear.
+    pub(super) fn end(&mut self, at: Instant) -> Vec<News> {
         let round = self.round;
         let mut changes = Vec::new();
-        let of_kind = |key: &(&'static str, String)| key.0 == kind.name;
-        for (key, track) in self.tracks.iter_mut().filter(|(key, _)| of_kind(key)) {
-            if track.round != round {
-                let clear = Judgement { subject: key.1.clone(), ..Judgement::default() };
-                changes.extend(track.step(kind, clear, at));
+        self.len = 0;
+        for OfKind { kind, tracks } in self.kinds.values_mut() {
+            for track in tracks.values_mut().filter(|track| track.round != round) {
+                changes.extend(track.step(kind, Judgement::default(), at));
             }
+            tracks.retain(|_, track| !track.is_forgotten());
+            self.len += tracks.len();
         }
-        let forgotten =
-            |track: &Track| track.finding.is_none() && track.reached_ns.iter().all(Option::is_none);
-        self.tracks.retain(|key, track| !of_kind(key) || !forgotten(track));
         changes
     }
 
     /// What is raised now, the most urgent first.
-    pub(super) fn findings(&self) -> Vec<Finding> {
-        let mut findings: Vec<Finding> =
-            self.tracks.values().filter_map(|track| track.finding.clone()).collect();
+    pub(super) fn findings(&self) -> Vec<Arc<Finding>> {
+        let tracks = self.kinds.values().flat_map(|of| of.tracks.values());
+        let mut findings: Vec<_> = tracks.filter_map(|track| track.finding.clone()).collect();
         findings.sort_by(|a, b| (b.level, a.since_unix_ns).cmp(&(a.level, b.since_unix_ns)));
         findings
     }
 }
 
 impl Track {
-    fn step(
-        &mut self,
-        kind: &Kind,
-        judgement: Judgement,
-        at: Instant,
-    ) -> Option<(Finding, Change)> {
+    fn is_forgotten(&self) -> bool {
+        self.finding.is_none() && self.reached_ns.iter().all(Option::is_none)
+    }
+
+    fn step(&mut self, kind: &Kind, judgement: Judgement, at: Instant) -> Option<News> {
         let level = match &judgement.state {
             State::Undecided(_) => {
                 let since_ns = *self.undecided_ns.get_or_insert(at.boot_ns);
@@ -127,8 +145,8 @@ impl Track {
         match (&mut self.finding, held) {
             (None, None) => None,
             (None, Some(held)) => {
-                let finding =
-                    self.finding.insert(raised(kind, held, &judgement, at, self.reached_ns[0]));
+                let new = raised(kind, held, judgement, at, self.reached_ns[0]);
+                let finding = self.finding.insert(Arc::new(new));
                 (self.told_ns, self.told_culprit) = (at.boot_ns, culprit_pid(finding));
                 Some((finding.clone(), Change::Raised))
             }
@@ -176,16 +194,16 @@ impl Track {
         held
     }
 
-    fn tell(&mut self, level: Level, at: Instant) -> Option<(Finding, Change)> {
-        let finding = self.finding.as_mut()?;
+    fn tell(&mut self, level: Level, at: Instant) -> Option<News> {
+        let finding = Arc::make_mut(self.finding.as_mut()?);
         let before = std::mem::replace(&mut finding.level, level);
         finding.level_since_unix_ns = at.unix_ns;
         (self.told_ns, self.told_culprit) = (at.boot_ns, culprit_pid(finding));
-        Some((finding.clone(), Change::Level(before)))
+        Some((self.finding.clone()?, Change::Level(before)))
     }
 
     /// A culprit that was not known before, or is another now, is worth a word.
-    fn retell(&mut self, at: Instant) -> Option<(Finding, Change)> {
+    fn retell(&mut self, at: Instant) -> Option<News> {
         let finding = self.finding.as_ref()?;
         let culprit = culprit_pid(finding);
         let due = at.boot_ns.saturating_sub(self.told_ns) >= RETELL_NS;
@@ -196,7 +214,7 @@ impl Track {
         Some((finding.clone(), Change::Culprit))
     }
 
-    fn clear(&mut self) -> Option<(Finding, Change)> {
+    fn clear(&mut self) -> Option<News> {
         self.reached_ns = [None; 4];
         self.undecided_ns = None;
         Some((self.finding.take()?, Change::Cleared))
@@ -211,12 +229,12 @@ fn culprit_pid(finding: &Finding) -> Option<u32> {
 fn raised(
     kind: &Kind,
     level: Level,
-    judgement: &Judgement,
+    judgement: Judgement,
     at: Instant,
     reached_ns: Option<u64>,
 ) -> Finding {
     let held_ns = reached_ns.map_or(0, |reached_ns| at.boot_ns.saturating_sub(reached_ns));
-    let mut finding = Finding {
+    let finding = Finding {
         id: format!("{}/{}/{}", kind.name, judgement.subject, at.unix_ns),
         kind: kind.name.to_owned(),
         level,
@@ -225,19 +243,37 @@ fn raised(
         hazard: kind.hazard,
         ..Finding::default()
     };
-    describe(&mut finding, judgement.clone());
-    finding
+    described(finding, judgement)
 }
 
-/// Brings a finding's words and numbers up to date. A culprit that was known is kept while nobody else is named.
-fn describe(finding: &mut Finding, judgement: Judgement) {
-    finding.subject = judgement.subject;
-    finding.culprit = judgement.culprit.or(finding.culprit.take());
-    finding.victims = judgement.victims;
-    finding.evidence = judgement.evidence;
-    finding.time_left_seconds = judgement.time_left_seconds;
-    finding.message = judgement.message;
-    finding.advice = judgement.advice;
+/// Brings a finding's words and numbers up to date, beside the ones that were shown: those may still be read.
+fn describe(finding: &mut Arc<Finding>, judgement: Judgement) {
+    let same = Finding {
+        id: finding.id.clone(),
+        kind: finding.kind.clone(),
+        level: finding.level,
+        since_unix_ns: finding.since_unix_ns,
+        level_since_unix_ns: finding.level_since_unix_ns,
+        culprit: if judgement.culprit.is_none() { finding.culprit.clone() } else { None },
+        links: finding.links.clone(),
+        hazard: finding.hazard,
+        ..Finding::default()
+    };
+    *finding = Arc::new(described(same, judgement));
+}
+
+/// A finding with the words and numbers of a judgement. A culprit that was known is kept while nobody else is named.
+fn described(finding: Finding, judgement: Judgement) -> Finding {
+    Finding {
+        subject: judgement.subject,
+        culprit: judgement.culprit.or(finding.culprit),
+        victims: judgement.victims,
+        evidence: judgement.evidence,
+        time_left_seconds: judgement.time_left_seconds,
+        message: judgement.message,
+        advice: judgement.advice,
+        ..finding
+    }
 }
 
 #[cfg(test)]
@@ -277,7 +313,7 @@ mod tests {
             };
             let judgement = Judgement { subject: "host".into(), state, ..Judgement::default() };
             let change = tracks.take(&KIND, judgement, at);
-            for (finding, change) in change.into_iter().chain(tracks.end(&KIND, at)) {
+            for (finding, change) in change.into_iter().chain(tracks.end(at)) {
                 let what = match change {
                     Change::Raised | Change::Level(_) => finding.level.text(),
                     Change::Culprit => "culprit",
@@ -326,6 +362,6 @@ mod tests {
                 Judgement { subject: subject.to_string(), state, ..Judgement::default() };
             tracks.take(&KIND, judgement, at);
         }
-        assert_eq!((tracks.tracks.len(), tracks.dropped), (MAX_FINDINGS, 3));
+        assert_eq!((tracks.len, tracks.dropped), (MAX_FINDINGS, 3));
     }
 }

@@ -121,11 +121,11 @@ impl Detector for Blind {
         for (loss, before) in health.losses.iter().zip(before) {
             if loss.count > before {
                 let lost = (loss.count - before) as f64;
-                evidence.push(super::evidence(&loss.stage, lost, "1", "health.losses"));
+                evidence.push(super::evidence(loss.stage.clone(), lost, "1", "health.losses"));
             }
         }
         let named = |list: &[Evidence]| {
-            list.iter().map(|evidence| evidence.name.as_str()).collect::<Vec<_>>().join(", ")
+            list.iter().map(|evidence| &*evidence.name).collect::<Vec<_>>().join(", ")
         };
         if !evidence.is_empty() {
             found.push(Judgement {

@@ -98,8 +98,8 @@ fn detect() -> detect::View {
     };
     let hazard = Finding { since_unix_ns: leak.since_unix_ns - 273_600 * SECOND, ..hazard };
     detect::View {
-        cleared: vec![Finding { level: Level::Watch, ..leak.clone() }],
-        findings: vec![hazard, leak],
+        cleared: vec![Finding { level: Level::Watch, ..leak.clone() }.into()],
+        findings: vec![hazard.into(), leak.into()],
         undecided: vec![undecided],
         raised: 2,
         dropped: 0,
@@ -233,6 +233,7 @@ fn tcp() -> tcp::View {
             open: 10,
             unread: 1,
             idle: 9,
+            unneeded: 4,
             ..Endpoint::default()
         }],
         opened: 30,

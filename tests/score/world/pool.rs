@@ -72,7 +72,7 @@ impl Pools {
             view.endpoints.push(Endpoint {
                 pid: owner.0,
                 name: owner.1.to_owned(),
-                role: "client".to_owned(),
+                role: "client".into(),
                 system: to.system.to_owned(),
                 address: address.to_owned(),
                 port: to.port,
@@ -84,7 +84,7 @@ impl Pools {
         view.connections.push(Connection {
             pid: owner.0,
             name: owner.1.to_owned(),
-            role: "client".to_owned(),
+            role: "client".into(),
             system: to.system.to_owned(),
             peer_address: to.address.to_owned(),
             peer_port: to.port,
@@ -92,7 +92,7 @@ impl Pools {
             local_address: if to.address.starts_with("127.") { "127.0.0.1" } else { "10.0.3.5" }
                 .to_owned(),
             local_port: 32_768 + self.next_port,
-            state: "ESTABLISHED".to_owned(),
+            state: "ESTABLISHED".into(),
             srtt_ns: 400_000,
             sent_bytes: 80,
             received_bytes: 400,

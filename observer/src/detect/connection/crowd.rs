@@ -8,11 +8,11 @@ use super::{
     blocker::{self, Blocker},
     endpoint,
     habits::Habits,
-    is_client, server,
+    is_client, is_cut, name, server,
 };
 use crate::{
-    detect::{Level, Seen},
-    signal::tcp::{Activity, Connection},
+    detect::{Level, Seen, key::ByKey},
+    signal::tcp::{Activity, Connection, Endpoint},
 };
 
 /// Connections that must wait before it is more than slow queries.
@@ -28,8 +28,8 @@ const GREETING_NS: u64 = 2 * SECOND;
 /// After that it is not mended by itself.
 const CRITICAL_NS: u64 = 30 * SECOND;
 
-/// What the waits at an endpoint mean.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the waits at an endpoint mean, the least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Verdict {
     /// One or two long queries.
     Alone,
@@ -54,6 +54,68 @@ pub(super) struct Crowd<'a> {
     pub(super) verdict: Verdict,
 }
 
+/// An endpoint at which somebody waits for long.
+#[derive(Default)]
+struct Place<'a> {
+    /// All connections to it that are shown.
+    here: Vec<&'a Connection>,
+    /// Pools there, if not all connections are shown.
+    pools: Vec<&'a Endpoint>,
+}
+
+/// These endpoints.
+struct Places<'a>(ByKey<(&'a str, u16), Place<'a>>);
+
+impl<'a> Places<'a> {
+    fn of(seen: &Seen<'a>, late: &BTreeMap<(&'a str, u16), Vec<&'a Connection>>) -> Self {
+        let tcp = &seen.snapshot.tcp;
+        let mut places: ByKey<_, _> = late.keys().map(|at| (*at, Place::default())).collect();
+        for row in tcp.connections.iter().filter(|row| is_client(row)) {
+            if let Some(place) = places.get_mut(&endpoint(row)) {
+                place.here.push(row);
+            }
+        }
+        if is_cut(tcp) {
+            // They are by name.
+            let named = late.iter().filter_map(|(at, rows)| {
+                let row = rows.first()?;
+                Some(((name(row), row.peer_port), *at))
+            });
+            let named: ByKey<(&str, u16), (&str, u16)> = named.collect();
+            for pool in tcp.endpoints.iter().filter(|pool| pool.role == "client") {
+                let at = named.get(&(pool.address.as_str(), pool.port));
+                if let Some(place) = at.and_then(|at| places.get_mut(at)) {
+                    place.pools.push(pool);
+                }
+            }
+        }
+        Self(places)
+    }
+}
+
+impl Place<'_> {
+    /// Since anything came from there.
+    fn silent_ns(&self) -> u64 {
+        let shown = self.here.iter().filter_map(|row| row.last_receive_ns);
+        let counted = self.pools.iter().filter_map(|pool| pool.last_receive_ns);
+        shown.chain(counted).min().unwrap_or(u64::MAX)
+    }
+
+    /// Open connections of these processes.
+    fn count(&self, pids: &mut BTreeMap<u32, (usize, usize)>) {
+        for row in &self.here {
+            if let Some((_, open)) = pids.get_mut(&row.pid) {
+                *open += 1;
+            }
+        }
+        for pool in &self.pools {
+            if let Some((_, open)) = pids.get_mut(&pool.pid) {
+                *open = (*open).max(usize::try_from(pool.open).unwrap_or(usize::MAX));
+            }
+        }
+    }
+}
+
 /// Finds the crowds of a look.
 pub(super) struct Crowds {
     habits: Habits,
@@ -74,11 +136,14 @@ impl Crowds {
         for row in rows.iter().filter(|row| self.is_late(row)) {
             late.entry(endpoint(row)).or_default().push(row);
         }
+        if late.is_empty() {
+            return Vec::new();
+        }
+        let mut places = Places::of(seen, &late);
         let mut crowds = Vec::new();
         for (at, late) in late {
-            let here: Vec<_> =
-                rows.iter().filter(|row| is_client(row) && endpoint(row) == at).collect();
-            crowds.extend(self.crowd(seen, late, &here));
+            let place = places.0.remove(&at).unwrap_or_default();
+            crowds.extend(self.crowd(seen, late, &place));
         }
         for crowd in &crowds {
             if let Verdict::PileUp(level) | Verdict::Frozen(level) = crowd.verdict
@@ -99,27 +164,23 @@ impl Crowds {
             && !self.habits.is_habit(row)
     }
 
-    /// `here`: all connections to the endpoint.
     fn crowd<'a>(
         &self,
         seen: &Seen<'a>,
         mut late: Vec<&'a Connection>,
-        here: &[&'a Connection],
+        place: &Place<'a>,
     ) -> Option<Crowd<'a>> {
+        let here = place.here.as_slice();
         late.sort_by_key(|row| std::cmp::Reverse(row.activity_ns));
         let longest = *late.first()?;
         let mut pids: BTreeMap<u32, (usize, usize)> = BTreeMap::new();
         for row in &late {
             pids.entry(row.pid).or_default().0 += 1;
         }
-        for row in here {
-            if let Some((_, open)) = pids.get_mut(&row.pid) {
-                *open += 1;
-            }
-        }
+        place.count(&mut pids);
         let mut crowd = Crowd {
             open: pids.values().map(|(_, open)| open).sum(),
-            silent_ns: here.iter().filter_map(|row| row.last_receive_ns).min().unwrap_or(u64::MAX),
+            silent_ns: place.silent_ns(),
             usual_ns: self.habits.usual_ns(longest).unwrap_or_default(),
             blocker: blocker::find(&late, here, &self.habits),
             verdict: Verdict::Alone,

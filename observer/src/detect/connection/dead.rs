@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{MS, SECOND, SOURCE, count, is_stuck, list, owners, seconds};
 use crate::{
-    detect::{Detector, Judgement, Kind, Level, Seen, State, evidence, party},
+    detect::{
+        Detector, Judgement, Kind, Level, Seen, State, evidence, judgement::worst, key::ByKey,
+        party,
+    },
     signal::tcp::{Activity, Connection},
 };
 
@@ -45,25 +48,57 @@ struct Dead {
     since: BTreeMap<String, u64>,
 }
 
+/// Connections to a peer of which some are stuck.
+#[derive(Default)]
+struct Peer<'a> {
+    stuck: Vec<&'a Connection>,
+    open: usize,
+    /// Since anything came from it.
+    heard_ns: Option<u64>,
+}
+
+/// The peers in doubt, by address.
+fn in_doubt<'a>(seen: &Seen<'a>) -> BTreeMap<&'a str, Peer<'a>> {
+    let rows = &seen.snapshot.tcp.connections;
+    let mut peers: BTreeMap<&str, Peer<'_>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| is_stuck(row)) {
+        peers.entry(&row.peer_address).or_default().stuck.push(row);
+    }
+    if peers.is_empty() {
+        return peers;
+    }
+    let mut lives: ByKey<&str, (usize, u64)> = ByKey::default();
+    lives.extend(peers.keys().map(|address| (*address, (0, u64::MAX))));
+    for row in rows {
+        if let Some((open, heard_ns)) = lives.get_mut(row.peer_address.as_str()) {
+            *open += 1;
+            *heard_ns = row.last_receive_ns.unwrap_or(u64::MAX).min(*heard_ns);
+        }
+    }
+    for (address, peer) in &mut peers {
+        let (open, heard_ns) = lives.get(address).copied().unwrap_or_default();
+        (peer.open, peer.heard_ns) = (open, Some(heard_ns).filter(|ns| *ns != u64::MAX));
+    }
+    peers
+}
+
 impl Detector for Dead {
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
-        let rows = &seen.snapshot.tcp.connections;
-        let mut stuck: BTreeMap<&str, Vec<&Connection>> = BTreeMap::new();
-        for row in rows.iter().filter(|row| is_stuck(row)) {
-            stuck.entry(&row.peer_address).or_default().push(row);
+        let peers = in_doubt(seen);
+        self.since.retain(|address, _| peers.contains_key(address.as_str()));
+        let mut told = Vec::new();
+        for (address, peer) in &peers {
+            let since_ns = match self.since.get(*address) {
+                Some(since_ns) => *since_ns,
+                None if self.since.len() >= MAX_PEERS => continue,
+                None => *self.since.entry((*address).to_owned()).or_insert(seen.now_ns),
+            };
+            told.push((*address, peer, seen.now_ns.saturating_sub(since_ns)));
         }
-        self.since.retain(|address, _| stuck.contains_key(address.as_str()));
-        for (address, stuck) in stuck {
-            if self.since.len() >= MAX_PEERS && !self.since.contains_key(address) {
-                break;
-            }
-            let since_ns = *self.since.entry(address.to_owned()).or_insert(seen.now_ns);
-            let of_peer = || rows.iter().filter(|row| row.peer_address == address);
-            let heard_ns = of_peer().filter_map(|row| row.last_receive_ns).min();
-            let held_ns = seen.now_ns.saturating_sub(since_ns);
-            let open = of_peer().count();
-            found.push(judge(seen, address, &stuck, open, held_ns, heard_ns));
-        }
+        let told = worst(told, |(_, peer, held_ns)| (*held_ns, peer.stuck.len()), found);
+        found.extend(told.into_iter().map(|(address, peer, held_ns)| {
+            judge(seen, address, &peer.stuck, peer.open, held_ns, peer.heard_ns)
+        }));
     }
 }
 

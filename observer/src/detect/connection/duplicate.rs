@@ -4,8 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::SOURCE;
 use crate::{
-    detect::{Detector, Group, Judgement, Kind, Level, MAX_PIDS, Party, Seen, State, evidence},
-    identity::Process,
+    detect::{
+        Detector, Group, Judgement, Kind, Level, MAX_PIDS, Party, Seen, State, evidence, key::ByKey,
+    },
+    identity::{Pm2, Process},
 };
 
 /// One application has pools under two daemons.
@@ -36,12 +38,33 @@ type Apps<'a> = BTreeMap<&'a str, BTreeMap<&'a str, Owner<'a>>>;
 
 struct Pools;
 
+/// Workers of the apps that run in several homes, by pid: on most hosts none, and nothing more is to do.
+fn in_several_homes<'a>(seen: &Seen<'a>) -> ByKey<u32, (&'a Pm2, &'a Process)> {
+    let workers = || {
+        let all = seen.snapshot.processes.values();
+        all.filter_map(|process| Some((process.pm2.as_ref()?, &**process)))
+    };
+    let mut homes: ByKey<&str, (&str, bool)> = ByKey::default();
+    for (pm2, _) in workers() {
+        let (home, several) = homes.entry(&pm2.app).or_insert((&pm2.home, false));
+        *several |= *home != pm2.home;
+    }
+    let several = |pm2: &Pm2| homes.get(pm2.app.as_str()).is_some_and(|(_, several)| *several);
+    workers()
+        .filter(|(pm2, _)| several(pm2))
+        .map(|(pm2, process)| (process.pid, (pm2, process)))
+        .collect()
+}
+
 impl Detector for Pools {
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+        let workers = in_several_homes(seen);
+        if workers.is_empty() {
+            return;
+        }
         let mut endpoints: BTreeMap<(&str, u16), Apps<'_>> = BTreeMap::new();
         for row in seen.snapshot.tcp.endpoints.iter().filter(|row| row.role != "server") {
-            let Some(process) = seen.process(row.pid) else { continue };
-            let Some(pm2) = &process.pm2 else { continue };
+            let Some((pm2, process)) = workers.get(&row.pid) else { continue };
             let apps = endpoints.entry((&row.address, row.port)).or_default();
             let owner = apps.entry(&pm2.app).or_default().entry(&pm2.home).or_default();
             owner.workers.push(process);
@@ -81,7 +104,9 @@ fn pools(endpoint: &str, app: &str, homes: &BTreeMap<&str, Owner<'_>>) -> Option
         ),
         evidence: homes
             .iter()
-            .map(|(home, owner)| evidence(home, owner.open as f64, "{connection}", SOURCE))
+            .map(|(home, owner)| {
+                evidence((*home).to_owned(), owner.open as f64, "{connection}", SOURCE)
+            })
             .collect(),
         advice: advice(&newest),
         culprit: Some(newest),

@@ -1,11 +1,12 @@
 //! What is usual at an endpoint: how long answers take, whether it answers all the time, and which connections wait for hours
 //! in good health.
 
-use std::collections::BTreeMap;
-
-use super::{SECOND, endpoint, is_client, key};
+use super::{SECOND, endpoint, is_client};
 use crate::{
-    detect::Seen,
+    detect::{
+        Seen,
+        key::{ByKey, key},
+    },
     signal::tcp::{Activity, Connection},
 };
 
@@ -66,6 +67,8 @@ impl Answers {
 #[derive(Debug, Default)]
 struct Pool {
     answers: Answers,
+    /// The median, and what one in twenty takes; `None` while too few were seen.
+    usual_ns: Option<(u64, u64)>,
     used_ns: u64,
 }
 
@@ -92,9 +95,9 @@ struct Wait {
 #[derive(Debug, Default)]
 pub(super) struct Habits {
     /// By program and endpoint: the workers of an application have the same habits, and so has the next one.
-    pools: BTreeMap<u64, Pool>,
-    endpoints: BTreeMap<u64, Known>,
-    waits: BTreeMap<u64, Wait>,
+    pools: ByKey<u64, Pool>,
+    endpoints: ByKey<u64, Known>,
+    waits: ByKey<u64, Wait>,
     begun: bool,
     turn: usize,
 }
@@ -116,6 +119,8 @@ impl Habits {
                 let pool = self.pools.entry(pool_key(row)).or_default();
                 pool.used_ns = seen.now_ns;
                 pool.answers.add(answer_ns);
+                let [median_ns, slow_ns] = [0.5, 0.95].map(|share| pool.answers.quantile_ns(share));
+                pool.usual_ns = median_ns.zip(slow_ns);
             }
             let known = self.endpoints.entry(key(endpoint(row))).or_default();
             if known.used_ns != seen.now_ns {
@@ -173,14 +178,13 @@ impl Habits {
 
     /// After which time an answer is late; `None` while too few were seen.
     pub(super) fn late_after_ns(&self, row: &Connection, least_ns: u64) -> Option<u64> {
-        let answers = &self.pools.get(&pool_key(row))?.answers;
-        let (median_ns, slow_ns) = (answers.quantile_ns(0.5)?, answers.quantile_ns(0.95)?);
+        let (median_ns, slow_ns) = self.pools.get(&pool_key(row))?.usual_ns?;
         Some(least_ns.max(median_ns.saturating_mul(20)).max(slow_ns.saturating_mul(3)))
     }
 
     /// The median of a pool's answers.
     pub(super) fn usual_ns(&self, row: &Connection) -> Option<u64> {
-        self.pools.get(&pool_key(row))?.answers.quantile_ns(0.5)
+        Some(self.pools.get(&pool_key(row))?.usual_ns?.0)
     }
 
     /// Whether answers came all the time until this instant.
@@ -200,7 +204,7 @@ fn wait_key(row: &Connection) -> u64 {
 }
 
 /// Keeps the bound: the older half goes, so that the search for them is paid for once in a while.
-fn forget<T>(known: &mut BTreeMap<u64, T>, used_ns: impl Fn(&T) -> u64) {
+fn forget<T>(known: &mut ByKey<u64, T>, used_ns: impl Fn(&T) -> u64) {
     if known.len() <= MAX_KNOWN {
         return;
     }

@@ -5,13 +5,15 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{SECOND, SOURCE, is_client, key, label, seconds};
+use super::{SECOND, SOURCE, is_client, name, place, seconds};
 use crate::{
-    detect::{Detector, Judgement, Kind, Level, Seen, State, evidence, party},
-    signal::{
-        limit::Facts,
-        tcp::{Activity, Connection},
+    detect::{
+        Judgement, Kind, Level, Seen, State, evidence,
+        judgement::{Never, worst},
+        key::key,
+        party,
     },
+    signal::{limit::Facts, tcp},
 };
 
 /// Connections leak.
@@ -28,11 +30,11 @@ pub static LEAK: Kind = Kind {
     clear: Duration::from_secs(60),
     hazard: false,
     settings: &[],
-    detector: |_| Box::new(Leak::default()),
+    detector: |_| Box::new(Never),
 };
 
 /// A connection is not needed if it has been idle for as long; pools use the idle one before they open another.
-const UNNEEDED_NS: u64 = 10 * SECOND;
+const UNNEEDED_NS: u64 = tcp::UNNEEDED_NS;
 const WATCH: Gate = Gate { opened: 10, times: 5 };
 const WARN: Gate = Gate { opened: 20, times: 10 };
 /// Steps of a leak come at least as often; one connection more a day is not one.
@@ -41,8 +43,6 @@ const WINDOW_NS: u64 = 3600 * SECOND;
 const PAUSES: u64 = 5;
 /// A shorter pause says nothing.
 const LEAST_PAUSE_NS: u64 = 60 * SECOND;
-/// Pools followed.
-const MAX_POOLS: usize = 4096;
 /// Share of the server's limit that is as good as all.
 const FULL: f64 = 0.9;
 
@@ -51,8 +51,9 @@ struct Gate {
     times: u64,
 }
 
-#[derive(Debug, Default)]
-struct Pool {
+/// What is known of a pool.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Pool {
     open: u64,
     unneeded: u64,
     /// The most that were open.
@@ -65,53 +66,70 @@ struct Pool {
     seen_ns: u64,
 }
 
-#[derive(Debug, Default)]
-struct Leak {
-    pools: BTreeMap<u64, Pool>,
-}
-
-#[derive(Default)]
-struct Counts<'a> {
+/// Connections of a process to a database.
+pub(super) struct Counts<'a> {
+    pub(super) pid: u32,
+    name: &'a str,
+    pub(super) address: &'a str,
+    pub(super) port: u16,
     open: u64,
     unneeded: u64,
-    row: Option<&'a Connection>,
 }
 
-impl Detector for Leak {
-    fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
-        let rows = &seen.snapshot.tcp.connections;
-        if seen.snapshot.tcp.connection_count > rows.len() as u64 {
-            // The table is full, and the idle ones are what falls off.
-            self.pools.clear();
-            return;
+impl<'a> Counts<'a> {
+    /// Of all its connections, also those that are not shown one by one.
+    pub(super) fn of(row: &'a tcp::Endpoint) -> Self {
+        Self {
+            pid: row.pid,
+            name: &row.name,
+            address: &row.address,
+            port: row.port,
+            open: row.open,
+            unneeded: row.unneeded,
         }
-        // Idle for the whole time in which others were opened.
-        let unneeded_ns = UNNEEDED_NS.max(seen.elapsed_ns);
-        let mut counts: BTreeMap<u64, Counts<'_>> = BTreeMap::new();
-        let client = |row: &&Connection| is_client(row) && row.pid != 0;
-        for row in rows.iter().filter(client) {
-            let name = if row.peer_name.is_empty() { &row.peer_address } else { &row.peer_name };
-            let counts = counts.entry(key((row.pid, name, row.peer_port))).or_default();
-            counts.open += 1;
-            let unneeded = row.activity == Activity::Idle && row.activity_ns >= unneeded_ns;
-            counts.unneeded += u64::from(unneeded);
-            counts.row = Some(row);
-        }
-        for (id, counts) in counts {
-            if self.pools.len() >= MAX_POOLS && !self.pools.contains_key(&id) {
-                continue;
-            }
-            let pool = self.pools.entry(id).or_default();
-            let level = pool.step(&counts, seen.now_ns);
-            if let (Some(level), Some(row)) = (level, counts.row) {
-                found.push(judge(seen, pool, row, level));
-            }
-        }
-        self.pools.retain(|_, pool| pool.seen_ns == seen.now_ns);
     }
 }
 
+/// What each pool has now, from all its connections.
+pub(super) fn counts<'a>(seen: &Seen<'a>) -> BTreeMap<u64, Counts<'a>> {
+    let mut all: BTreeMap<u64, Counts<'_>> = BTreeMap::new();
+    // Idle for the whole time in which others were opened.
+    let unneeded_ns = UNNEEDED_NS.max(seen.elapsed_ns);
+    let rows = seen.snapshot.tcp.connections.iter();
+    for row in rows.filter(|row| is_client(row) && row.pid != 0) {
+        let new = || Counts {
+            pid: row.pid,
+            name: &row.name,
+            address: name(row),
+            port: row.peer_port,
+            open: 0,
+            unneeded: 0,
+        };
+        let id = key((row.pid, name(row), row.peer_port));
+        let counts = all.entry(id).or_insert_with(new);
+        counts.open += 1;
+        counts.unneeded += u64::from(row.is_idle_for(unneeded_ns));
+    }
+    all
+}
+
+/// A pool that leaks.
+pub(super) type Leaking<'a> = (Level, Pool, Counts<'a>);
+
+/// Tells of those that leak.
+pub(super) fn tell(leaking: Vec<Leaking<'_>>, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+    let leaking = worst(leaking, |(level, pool, _)| (*level, pool.leaked), found);
+    let judged = leaking.into_iter();
+    found.extend(judged.map(|(level, pool, counts)| judge(seen, &pool, &counts, level)));
+}
+
 impl Pool {
+    /// Takes a look at it.
+    pub(super) fn follow<'a>(&mut self, counts: Counts<'a>, now_ns: u64) -> Option<Leaking<'a>> {
+        let level = self.step(&counts, now_ns)?;
+        Some((level, self.clone(), counts))
+    }
+
     fn step(&mut self, counts: &Counts<'_>, now_ns: u64) -> Option<Level> {
         let more = counts.open.saturating_sub(self.open);
         let fell = counts.open.saturating_mul(10) < self.peak.saturating_mul(9);
@@ -156,36 +174,41 @@ impl Pool {
 }
 
 /// `max_connections` of the PostgreSQL server behind an endpoint, if it runs here and tells, and how many it has.
-fn limit(seen: &Seen<'_>, row: &Connection) -> Option<(u64, u64)> {
-    let here = row.peer_address.starts_with("127.") || row.peer_address == row.local_address;
+fn limit(seen: &Seen<'_>, of: &Counts<'_>) -> Option<(u64, u64)> {
+    let tcp = &seen.snapshot.tcp;
+    let to = |row: &&tcp::Connection| {
+        is_client(row) && row.peer_port == of.port && name(row) == of.address
+    };
+    let own = |row: &tcp::Connection| row.peer_address == row.local_address;
+    let here = of.address.starts_with("127.") || tcp.connections.iter().find(to).is_some_and(own);
     let runtimes = seen.snapshot.limit.runtimes.iter().filter(|_| here);
     let limit = runtimes.filter_map(|runtime| match &runtime.facts {
-        Facts::Postgres(server) if server.port == row.peer_port => server.max_connections,
+        Facts::Postgres(server) if server.port == of.port => server.max_connections,
         _ => None,
     });
-    let rows = &seen.snapshot.tcp.connections;
-    let used = rows.iter().filter(|other| match is_client(other) {
-        true => other.peer_port == row.peer_port && other.peer_address == row.peer_address,
-        false => other.local_port == row.peer_port,
-    });
-    Some((used.count() as u64, limit.min()?))
+    let limit = limit.min()?;
+    let used = tcp
+        .endpoints
+        .iter()
+        .filter(|row| row.port == of.port && (row.role == "server" || row.address == of.address));
+    Some((used.map(|row| row.open).sum(), limit))
 }
 
-fn judge(seen: &Seen<'_>, pool: &Pool, row: &Connection, level: Level) -> Judgement {
-    let owner = party::process(seen.snapshot, row.pid, &row.name, 1.0);
+fn judge(seen: &Seen<'_>, pool: &Pool, of: &Counts<'_>, level: Level) -> Judgement {
+    let owner = party::process(seen.snapshot, of.pid, of.name, 1.0);
+    let endpoint = place(of.address, of.port);
     let rate = pool.rate(seen.now_ns);
-    let limit = limit(seen, row);
+    let limit = limit(seen, of);
     let nearly = limit.is_some_and(|(used, limit)| used as f64 >= limit as f64 * FULL);
     let time_left_seconds =
         limit.map(|(used, limit)| limit.saturating_sub(used) as f64 / rate.max(1e-6));
     let number = |name, value, unit| evidence(name, value, unit, SOURCE);
     Judgement {
-        subject: format!("{} {} {}", row.name, row.pid, label(row)),
+        subject: format!("{} {} {endpoint}", of.name, of.pid),
         state: State::Firing(if nearly && level == Level::Warn { Level::Critical } else { level }),
         message: format!(
-            "{} leaks connections to {}: {} are open, {} of them opened while others lay idle, {:.0} a minute",
+            "{} leaks connections to {endpoint}: {} are open, {} of them opened while others lay idle, {:.0} a minute",
             owner.title,
-            label(row),
             pool.open,
             pool.leaked,
             rate * 60.0
@@ -201,6 +224,7 @@ fn judge(seen: &Seen<'_>, pool: &Pool, row: &Connection, level: Level) -> Judgem
         advice: "find the code that makes a client (or a pool) for each request and does not end it; make one pool for the \
                  process and give each client back"
             .to_owned(),
+        kind: Some(&LEAK),
         ..Judgement::default()
     }
 }

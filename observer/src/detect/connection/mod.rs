@@ -1,7 +1,7 @@
 //! Connections to databases and caches: who does not answer, who waits for whom, and whose pools are too many.
 //!
-//! `habits` learns how long answers take, `crowd` tells a frozen server from a lock, `blocker` says who began it; the other
-//! files are the kinds.
+//! `habits` learns how long answers take, `crowd` tells a frozen server from a lock, `blocker` says who began it, `pools` walks
+//! the pools; the other files are the kinds.
 
 mod blocker;
 mod crowd;
@@ -10,6 +10,7 @@ pub mod duplicate;
 mod habits;
 pub mod leak;
 pub mod orphan;
+mod pools;
 pub mod saturation;
 #[cfg(test)]
 mod testing;
@@ -19,13 +20,10 @@ pub mod transaction;
 pub mod unread;
 pub mod waiting;
 
-use std::{
-    collections::BTreeMap,
-    hash::{DefaultHasher, Hash, Hasher as _},
-};
+use std::collections::BTreeMap;
 
 use super::{Party, Seen, party};
-use crate::signal::tcp::{Activity, Connection};
+use crate::signal::tcp::{Activity, Connection, View};
 
 /// Parties named as victims.
 const MAX_VICTIMS: usize = 8;
@@ -50,13 +48,6 @@ const SERVERS: &[(&str, &[&str])] = &[
 /// question has an answer of its own.
 const WITH_EVENTS: &[&str] = &["redis", "mongodb"];
 
-/// A number that is the same for the same things; the state of the detectors is kept by it, to allocate nothing a row.
-fn key(parts: impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    parts.hash(&mut hasher);
-    hasher.finish()
-}
-
 fn is_client(row: &Connection) -> bool {
     row.role != "server"
 }
@@ -66,13 +57,23 @@ fn endpoint(row: &Connection) -> (&str, u16) {
     (&row.peer_address, row.peer_port)
 }
 
+/// The database's name, or its address where none is known.
+fn name(row: &Connection) -> &str {
+    if row.peer_name.is_empty() { &row.peer_address } else { &row.peer_name }
+}
+
+/// Whether there are more connections than rows. Then rows say who waits, and `endpoints` how many there are.
+fn is_cut(tcp: &View) -> bool {
+    tcp.connection_count > tcp.connections.len() as u64
+}
+
 /// `db.example.com:5432`, or the address where no name is known.
 fn label(row: &Connection) -> String {
-    match (row.peer_name.as_str(), row.peer_address.contains(':')) {
-        ("", true) => format!("[{}]:{}", row.peer_address, row.peer_port),
-        ("", false) => format!("{}:{}", row.peer_address, row.peer_port),
-        (name, _) => format!("{name}:{}", row.peer_port),
-    }
+    place(name(row), row.peer_port)
+}
+
+fn place(address: &str, port: u16) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
 }
 
 /// The database behind an endpoint: the process if it runs here and only one can be it, else the peer.

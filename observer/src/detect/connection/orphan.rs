@@ -10,9 +10,13 @@ use std::{
     time::Duration,
 };
 
-use super::{MAX_VICTIMS, SECOND, SOURCE, count, is_client, key};
+use super::{MAX_VICTIMS, SECOND, SOURCE, count, is_client, is_cut};
 use crate::{
-    detect::{Detector, Judgement, Kind, Level, Party, Quality, Seen, State, evidence, party},
+    detect::{
+        Detector, Judgement, Kind, Level, Party, Quality, Seen, State, evidence,
+        key::{ByKey, Keys, key},
+        party,
+    },
     identity::Process,
     signal::tcp::Connection,
     snapshot::Snapshot,
@@ -50,13 +54,12 @@ struct Client {
 
 #[derive(Debug, Default)]
 struct Orphans {
-    clients: BTreeMap<u64, Client>,
+    clients: ByKey<u64, Client>,
 }
 
 impl Detector for Orphans {
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
-        let tcp = &seen.snapshot.tcp;
-        if tcp.connection_count <= tcp.connections.len() as u64 {
+        if !is_cut(&seen.snapshot.tcp) {
             found.extend(self.sessions(seen));
         }
         found.extend(inherited(seen));
@@ -168,7 +171,7 @@ fn inherited(seen: &Seen<'_>) -> Option<Judgement> {
     if alloc.processes.is_empty() || alloc.process_count > alloc.processes.len() as u64 {
         return None;
     }
-    let live: BTreeSet<u32> = alloc.processes.iter().map(|row| row.pid).collect();
+    let live: Keys<u32> = alloc.processes.iter().map(|row| row.pid).collect();
     let rows: Vec<&Connection> = seen
         .snapshot
         .tcp

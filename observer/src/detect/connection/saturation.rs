@@ -1,10 +1,10 @@
 //! A pool of which no connection is free: whoever needs one now waits inside the process.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
-use super::{SECOND, SOURCE, WITH_EVENTS, key, seconds};
+use super::{SECOND, SOURCE, WITH_EVENTS, pools::Pools, seconds};
 use crate::{
-    detect::{Detector, Judgement, Kind, Level, Seen, State, evidence, party},
+    detect::{Judgement, Kind, Level, Seen, State, evidence, judgement::worst, party},
     signal::tcp::Endpoint,
 };
 
@@ -20,7 +20,7 @@ pub static SATURATION: Kind = Kind {
     clear: Duration::from_secs(5),
     hazard: false,
     settings: &[],
-    detector: |_| Box::new(Saturation::default()),
+    detector: |_| Box::new(Pools::default()),
 };
 
 const LEAST_POOL: u64 = 3;
@@ -33,46 +33,41 @@ const KNOWN_NS: u64 = 60 * SECOND;
 const FREE_SHARE: f64 = 0.8;
 /// Weight of the past in that share.
 const MEMORY_NS: f64 = 600e9;
-/// Pools followed, the most recent ones.
-const MAX_POOLS: usize = 4096;
 
+/// What is known of a pool.
 #[derive(Debug, Default)]
-struct Pool {
+pub(super) struct Pool {
     first_ns: u64,
-    seen_ns: u64,
     /// Share of the time with a free connection.
     free_ratio: f64,
     /// Since when none is free, and how many there were then.
     full: Option<(u64, u64)>,
 }
 
-#[derive(Debug, Default)]
-struct Saturation {
-    pools: BTreeMap<u64, Pool>,
-}
+/// A pool without a free connection: since when, and how bad that is.
+pub(super) type Full<'a> = (&'a Endpoint, u64, Level);
 
-impl Detector for Saturation {
-    fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
-        let rows = seen.snapshot.tcp.endpoints.iter();
-        for row in rows.filter(|row| row.role != "server" && row.pid != 0 && row.open >= LEAST_POOL)
-        {
-            let id = key((row.pid, &row.address, row.port));
-            if self.pools.len() >= MAX_POOLS && !self.pools.contains_key(&id) {
-                continue;
-            }
-            let new = Pool { first_ns: seen.now_ns, free_ratio: 1.0, ..Pool::default() };
-            let pool = self.pools.entry(id).or_insert(new);
-            if let Some((full_ns, level)) = pool.step(row, seen) {
-                found.push(judge(seen, row, full_ns, level));
-            }
-        }
-        self.pools.retain(|_, pool| pool.seen_ns == seen.now_ns);
-    }
+/// Tells of those that are full.
+pub(super) fn tell(full: Vec<Full<'_>>, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+    let full = worst(full, |(row, full_ns, level)| (*level, *full_ns, row.open), found);
+    found.extend(full.into_iter().map(|(row, full_ns, level)| judge(seen, row, full_ns, level)));
 }
 
 impl Pool {
+    /// Takes a look at it.
+    pub(super) fn follow<'a>(&mut self, row: &'a Endpoint, seen: &Seen<'_>) -> Option<Full<'a>> {
+        if row.open < LEAST_POOL {
+            *self = Self::default();
+            return None;
+        }
+        if self.first_ns == 0 {
+            *self = Self { first_ns: seen.now_ns, free_ratio: 1.0, full: None };
+        }
+        let (full_ns, level) = self.step(row, seen)?;
+        Some((row, full_ns, level))
+    }
+
     fn step(&mut self, row: &Endpoint, seen: &Seen<'_>) -> Option<(u64, Level)> {
-        self.seen_ns = seen.now_ns;
         let is_full = row.waiting >= row.open;
         match self.full {
             _ if !is_full => self.full = None,

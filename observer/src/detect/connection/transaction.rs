@@ -3,17 +3,12 @@
 //! Whether a silent session is in a transaction, only its protocol says. What the sockets say is who fell silent just before
 //! the others began to wait, and that is told as what it is: an estimate.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
-use super::{
-    SOURCE, count,
-    crowd::{Crowd, Crowds, Verdict},
-    is_client, label, list, owners, seconds,
-    waiting::least_ns,
-};
+use super::{SOURCE, count, crowd::Crowd, is_client, label, list, owners, seconds};
 use crate::{
     config::{self, Config, Setting},
-    detect::{Detector, Judgement, Kind, Level, Quality, Seen, State, evidence, party},
+    detect::{Judgement, Kind, Level, Quality, Seen, State, evidence, judgement::Never, party},
 };
 
 /// Somebody sits on a transaction.
@@ -29,7 +24,7 @@ pub static IDLE_IN_TRANSACTION: Kind = Kind {
     clear: Duration::from_secs(5),
     hazard: false,
     settings: &[SILENCE],
-    detector: |config| Box::new(IdleInTransaction::new(config)),
+    detector: |_| Box::new(Never),
 };
 
 /// How long it may be silent.
@@ -45,45 +40,42 @@ pub const SILENCE: Setting = Setting {
 const WITH_TRANSACTIONS: &[&str] =
     &["postgresql", "mysql", "mariadb", "microsoft.sql_server", "oracle.db"];
 
-struct IdleInTransaction {
-    crowds: Crowds,
+/// Finds them in a pile-up.
+pub(super) struct Transactions {
     silence_ns: u64,
 }
 
-impl IdleInTransaction {
-    fn new(config: &Config) -> Self {
-        let silence_ns = config.duration(&SILENCE).as_nanos() as u64;
-        Self { crowds: Crowds::new(least_ns(config)), silence_ns }
+impl Transactions {
+    pub(super) fn new(config: &Config) -> Self {
+        Self { silence_ns: config.duration(&SILENCE).as_nanos() as u64 }
+    }
+
+    /// Who left a transaction open that this pile-up waits for, if it looks like that.
+    pub(super) fn judge(&self, seen: &Seen<'_>, crowd: &Crowd<'_>) -> Option<Judgement> {
+        judge(seen, crowd, self.silence_ns)
     }
 }
 
-impl Detector for IdleInTransaction {
-    fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
-        let crowds = self.crowds.look(seen);
-        let judged = crowds.iter().filter_map(|crowd| judge(seen, crowd, self.silence_ns));
-        found.extend(judged);
-        let rows = seen.snapshot.tcp.connections.iter();
-        let with =
-            rows.filter(|row| is_client(row) && WITH_TRANSACTIONS.contains(&row.system.as_str()));
-        let systems: BTreeSet<&str> = with.map(|row| row.system.as_str()).collect();
-        found.extend(systems.into_iter().map(|system| Judgement {
-            subject: system.to_owned(),
-            state: State::Undecided(
-                "whether a silent session is in a transaction is known only while others wait for it: the payload is not \
-                 looked at"
-                    .into(),
-            ),
-            ..Judgement::default()
-        }));
-    }
+/// What cannot be said while nobody waits.
+pub(super) fn undecided(seen: &Seen<'_>) -> impl Iterator<Item = Judgement> {
+    let rows = || seen.snapshot.tcp.connections.iter().filter(|row| is_client(row));
+    let used = move |system: &&&str| rows().any(|row| row.system == **system);
+    WITH_TRANSACTIONS.iter().filter(used).map(|system| Judgement {
+        subject: (*system).to_owned(),
+        state: State::Undecided(
+            "whether a silent session is in a transaction is known only while others wait for it: the payload is not \
+             looked at"
+                .into(),
+        ),
+        kind: Some(&IDLE_IN_TRANSACTION),
+        ..Judgement::default()
+    })
 }
 
 fn judge(seen: &Seen<'_>, crowd: &Crowd<'_>, silence_ns: u64) -> Option<Judgement> {
     let longest = crowd.late.first()?;
     let blocker = crowd.blocker.as_ref().filter(|blocker| blocker.guessed)?;
-    if !matches!(crowd.verdict, Verdict::PileUp(_))
-        || !WITH_TRANSACTIONS.contains(&longest.system.as_str())
-    {
+    if !WITH_TRANSACTIONS.contains(&longest.system.as_str()) {
         return None;
     }
     let holder = party::process(seen.snapshot, blocker.pid, &blocker.name, 1.0);
@@ -112,6 +104,7 @@ fn judge(seen: &Seen<'_>, crowd: &Crowd<'_>, silence_ns: u64) -> Option<Judgemen
             "see what that program does between its statements (a call to somebody else?), and set \
                  idle_in_transaction_session_timeout"
                 .to_owned(),
+        kind: Some(&IDLE_IN_TRANSACTION),
         ..Judgement::default()
     })
 }

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{SECOND, SOURCE, count, is_client, label, seconds};
 use crate::{
-    detect::{Detector, Judgement, Kind, Level, Seen, State, evidence, party},
+    detect::{
+        Detector, Judgement, Kind, Level, Seen, State, evidence, judgement::worst, key::ByKey,
+        party,
+    },
     signal::{
         sched::EventLoop,
         tcp::{Activity, Connection},
@@ -44,21 +47,38 @@ impl Detector for Unread {
                 unread.entry(row.pid).or_default().push(row);
             }
         }
-        for (pid, rows) in unread {
-            found.extend(judge(seen, pid, &rows));
+        if unread.is_empty() {
+            return;
+        }
+        let turns = open_turns(seen);
+        let longest = |rows: &[&Connection]| rows.iter().map(|row| row.activity_ns).max();
+        let unread = unread.into_iter().collect();
+        for (pid, rows) in worst(unread, |(_, rows)| (longest(rows), rows.len()), found) {
+            found.extend(judge(seen, pid, &rows, turns.get(&pid).copied()));
         }
     }
 }
 
-/// The longest turn that a thread of a process is in.
-fn open_turn<'a>(seen: &Seen<'a>, pid: u32) -> Option<&'a EventLoop> {
-    let threads = seen.snapshot.sched.threads.iter().filter(|thread| thread.pid == pid);
-    threads.filter_map(|thread| thread.event_loop.as_ref()).max_by_key(|turn| turn.open_ns)
+/// The longest turn that a thread of each process is in.
+fn open_turns<'a>(seen: &Seen<'a>) -> ByKey<u32, &'a EventLoop> {
+    let mut turns: ByKey<u32, &EventLoop> = ByKey::default();
+    for thread in &seen.snapshot.sched.threads {
+        let Some(turn) = &thread.event_loop else { continue };
+        let longest = turns.entry(thread.pid).or_insert(turn);
+        if turn.open_ns >= longest.open_ns {
+            *longest = turn;
+        }
+    }
+    turns
 }
 
-fn judge(seen: &Seen<'_>, pid: u32, rows: &[&Connection]) -> Option<Judgement> {
+fn judge(
+    seen: &Seen<'_>,
+    pid: u32,
+    rows: &[&Connection],
+    turn: Option<&EventLoop>,
+) -> Option<Judgement> {
     let longest = rows.iter().max_by_key(|row| row.activity_ns)?;
-    let turn = open_turn(seen, pid);
     let open_ns = turn.map_or(0, |turn| turn.open_ns);
     let proven = open_ns >= longest.activity_ns.min(WARN_NS);
     let level = match (proven, turn) {

@@ -6,11 +6,14 @@ use super::{
     SECOND, SOURCE, count,
     crowd::{Crowd, Crowds, Verdict, turns_no_more},
     label, list, owners, seconds, server,
+    transaction::{self, Transactions},
 };
 use crate::{
     config::{self, Config, Setting},
     detect::{
-        Detector, Evidence, Judgement, Kind, Level, Party, Quality, Seen, State, evidence, party,
+        Detector, Evidence, Judgement, Kind, Level, Party, Quality, Seen, State, evidence,
+        judgement::{Never, worst},
+        party,
     },
 };
 
@@ -28,7 +31,7 @@ pub static FROZEN_PEER: Kind = Kind {
     clear: Duration::from_secs(5),
     hazard: false,
     settings: &[],
-    detector: |config| Box::new(Frozen(Crowds::new(least_ns(config)))),
+    detector: |config| Box::new(Waits::new(config)),
 };
 
 /// Many wait for a lock, or for a database that has too much to do.
@@ -44,7 +47,7 @@ pub static PILE_UP: Kind = Kind {
     clear: Duration::from_secs(5),
     hazard: false,
     settings: &[WAITING],
-    detector: |config| Box::new(PileUp(Crowds::new(least_ns(config)))),
+    detector: |_| Box::new(Never),
 };
 
 /// One or two long queries.
@@ -57,7 +60,7 @@ pub static LONG_WAIT: Kind = Kind {
     clear: Duration::from_secs(2),
     hazard: false,
     settings: &[],
-    detector: |config| Box::new(LongWait(Crowds::new(least_ns(config)))),
+    detector: |_| Box::new(Never),
 };
 
 /// The least wait that counts.
@@ -69,23 +72,36 @@ pub const WAITING: Setting = Setting {
     help: "an answer from a database that takes less is never late, whatever is usual",
 };
 
-/// What [`WAITING`] is set to.
-pub(super) fn least_ns(config: &Config) -> u64 {
-    config.duration(&WAITING).as_nanos() as u64
-}
-
 /// A long query is told after this time.
 const LONG_NS: u64 = 30 * SECOND;
 
-struct Frozen(Crowds);
+/// Judges for all kinds that are about answers that do not come: a crowd is one of them, and its habits are learned once.
+struct Waits {
+    crowds: Crowds,
+    transactions: Transactions,
+}
 
-impl Detector for Frozen {
+impl Waits {
+    fn new(config: &Config) -> Self {
+        let least_ns = config.duration(&WAITING).as_nanos() as u64;
+        Self { crowds: Crowds::new(least_ns), transactions: Transactions::new(config) }
+    }
+}
+
+impl Detector for Waits {
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
-        for crowd in self.0.look(seen) {
-            if let Verdict::Frozen(level) = crowd.verdict {
-                found.extend(frozen(seen, &crowd, level));
+        let crowds = self.crowds.look(seen);
+        for crowd in worst(crowds, |crowd| (crowd.verdict, crowd.late.len()), found) {
+            match crowd.verdict {
+                Verdict::Frozen(level) => found.extend(frozen(seen, &crowd, level)),
+                Verdict::PileUp(level) => {
+                    found.extend(pile_up(seen, &crowd, level));
+                    found.extend(self.transactions.judge(seen, &crowd));
+                }
+                Verdict::Alone => found.extend(long_wait(seen, &crowd)),
             }
         }
+        found.extend(transaction::undecided(seen));
     }
 }
 
@@ -107,7 +123,8 @@ fn frozen(seen: &Seen<'_>, crowd: &Crowd<'_>, level: Level) -> Option<Judgement>
         count(crowd.late.len(), "connection"),
         list(&victims)
     );
-    let mut judgement = judgement(seen, crowd, level, culprit, message)?;
+    let mut judgement = judgement(&FROZEN_PEER, crowd, level, culprit, message)?;
+    judgement.victims = victims;
     let turn =
         turn_ns.map(|ns| evidence("event_loop_turn", seconds(ns), "s", "fentry/do_epoll_wait"));
     judgement.evidence.extend(turn);
@@ -115,18 +132,6 @@ fn frozen(seen: &Seen<'_>, crowd: &Crowd<'_>, level: Level) -> Option<Judgement>
                         or everything waits for one lock; its host and the network are well"
         .to_owned();
     Some(judgement)
-}
-
-struct PileUp(Crowds);
-
-impl Detector for PileUp {
-    fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
-        for crowd in self.0.look(seen) {
-            if let Verdict::PileUp(level) = crowd.verdict {
-                found.extend(pile_up(seen, &crowd, level));
-            }
-        }
-    }
 }
 
 fn pile_up(seen: &Seen<'_>, crowd: &Crowd<'_>, level: Level) -> Option<Judgement> {
@@ -150,7 +155,8 @@ fn pile_up(seen: &Seen<'_>, crowd: &Crowd<'_>, level: Level) -> Option<Judgement
         seconds(longest.activity_ns),
         seconds(crowd.usual_ns) * 1000.0
     );
-    let mut judgement = judgement(seen, crowd, level, culprit, message)?;
+    let mut judgement = judgement(&PILE_UP, crowd, level, culprit, message)?;
+    judgement.victims = victims;
     judgement.advice = match (&crowd.blocker, longest.system.as_str()) {
         (_, "postgresql") => {
             "look who blocks whom (pg_blocking_pids over pg_stat_activity) and end the first; set lock_timeout for \
@@ -168,36 +174,24 @@ fn pile_up(seen: &Seen<'_>, crowd: &Crowd<'_>, level: Level) -> Option<Judgement
     Some(judgement)
 }
 
-struct LongWait(Crowds);
-
-impl Detector for LongWait {
-    fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
-        for crowd in self.0.look(seen) {
-            let Some(longest) = crowd.late.first() else { continue };
-            if crowd.verdict != Verdict::Alone || longest.activity_ns < LONG_NS {
-                continue;
-            }
-            let waits = party::process(seen.snapshot, longest.pid, &longest.name, 1.0);
-            let message = format!(
-                "{} waits for an answer of {} for {:.0} s, where {:.0} ms are usual",
-                waits.title,
-                label(longest),
-                seconds(longest.activity_ns),
-                seconds(crowd.usual_ns) * 1000.0
-            );
-            found.extend(judgement(seen, &crowd, Level::Watch, waits, message).map(|judgement| {
-                Judgement {
-                    advice: "nothing, if it is a report; else look at the statement".to_owned(),
-                    ..judgement
-                }
-            }));
-        }
-    }
+fn long_wait(seen: &Seen<'_>, crowd: &Crowd<'_>) -> Option<Judgement> {
+    let longest = crowd.late.first().filter(|row| row.activity_ns >= LONG_NS)?;
+    let waits = party::process(seen.snapshot, longest.pid, &longest.name, 1.0);
+    let message = format!(
+        "{} waits for an answer of {} for {:.0} s, where {:.0} ms are usual",
+        waits.title,
+        label(longest),
+        seconds(longest.activity_ns),
+        seconds(crowd.usual_ns) * 1000.0
+    );
+    let judgement = judgement(&LONG_WAIT, crowd, Level::Watch, waits.clone(), message)?;
+    let advice = "nothing, if it is a report; else look at the statement".to_owned();
+    Some(Judgement { advice, victims: vec![waits], ..judgement })
 }
 
 /// What the three have in common.
 fn judgement(
-    seen: &Seen<'_>,
+    kind: &'static Kind,
     crowd: &Crowd<'_>,
     level: Level,
     culprit: Party,
@@ -218,9 +212,9 @@ fn judgement(
         subject: label(longest),
         state: State::Firing(level),
         culprit: Some(culprit),
-        victims: owners(seen, &crowd.late),
         evidence,
         message,
+        kind: Some(kind),
         ..Judgement::default()
     })
 }

@@ -177,7 +177,7 @@ fn redis_overcommit(seen: &Seen<'_>, found: &mut Vec<Judgement>) {
             evidence: vec![
                 evidence("resident", used as f64, "By", "iter/task"),
                 evidence("memory_available", available as f64, "By", "/proc/meminfo"),
-                evidence("save", f64::from(u8::from(redis.save == Some(true))), "1", &redis.config_file),
+                evidence("save", f64::from(u8::from(redis.save == Some(true))), "1", redis.config_file.clone()),
             ],
             ..of_process(
                 runtime,

@@ -1,11 +1,15 @@
 //! Files, tasks, ports and tracked connections that run out: what needs one more then fails at once.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use super::duration;
 use crate::{
     detect::{
-        Detector, Judgement, Kind, Level, Party, Seen, State, evidence, party, process::starters,
+        Detector, Judgement, Kind, Level, Party, Seen, State, evidence,
+        judgement::worst,
+        key::{ByKey, key},
+        party,
+        process::starters,
         trend::Trend,
     },
     identity::Process,
@@ -49,11 +53,22 @@ const FILLED_FOR: Duration = Duration::from_secs(15);
 
 #[derive(Default)]
 struct Near {
-    /// By what and whose.
-    trends: BTreeMap<String, Trend>,
+    /// By what and whose, with the round in which each was last seen.
+    trends: ByKey<u64, (Trend, u64)>,
+    round: u64,
 }
 
-fn key(row: &Bound) -> String {
+/// A bound that is near.
+struct Found<'a> {
+    row: &'a Bound,
+    limit: u64,
+    share: f64,
+    level: Level,
+    rate: f64,
+    left: Option<f64>,
+}
+
+fn subject(row: &Bound) -> String {
     match row.pid {
         0 => format!("{} {}", row.resource, row.scope),
         pid => format!("{} {} {pid}", row.resource, row.name),
@@ -73,51 +88,59 @@ fn noun(row: &Bound) -> &str {
 }
 
 impl Near {
-    fn judge(&mut self, row: &Bound, seen: &Seen<'_>) -> Option<Judgement> {
+    fn find<'a>(&mut self, row: &'a Bound, seen: &Seen<'_>) -> Option<Found<'a>> {
         let limit = row.limit.filter(|limit| *limit >= MIN_LIMIT)?;
         let share = row.share()?;
         if share < FOLLOWED {
             return None;
         }
-        let key = key(row);
-        if self.trends.len() >= MAX_BOUNDS && !self.trends.contains_key(&key) {
+        let id = match row.pid {
+            0 => key((&row.resource, &row.scope)),
+            pid => key((&row.resource, &row.name, pid)),
+        };
+        if self.trends.len() >= MAX_BOUNDS && !self.trends.contains_key(&id) {
             return None;
         }
         // Rows are of the last reading, which may be the same as at the tick before.
         let read_ns = seen.snapshot.limit.read_unix_ns;
-        let trend = self.trends.entry(key.clone()).or_default();
+        let (trend, round) = self.trends.entry(id).or_default();
+        *round = self.round;
         trend.add(read_ns, row.used as f64, CONSTANT);
         let room = limit.saturating_sub(row.used) as f64;
         let left = trend.seconds_left(room).filter(|_| trend.observed() >= FILLED_FOR);
         let level = level(share, left, row.upper_estimate)?;
-        let culprit = culprit(row, seen);
-        let whose = match (row.pid, row.scope.as_str()) {
-            (0, "host") => String::new(),
-            (0, scope) => format!(" of {scope}"),
-            (pid, _) => format!(" of {}", party::process(seen.snapshot, pid, &row.name, 1.0).title),
-        };
-        let fills = left.filter(|left| *left < 86_400.0).map_or_else(String::new, |left| {
-            format!("; {:.1} more each second, the last in {}", trend.rate(), duration(left))
-        });
-        Some(Judgement {
-            subject: key,
-            state: State::Firing(level),
-            evidence: vec![
-                evidence("used", row.used as f64, "1", &row.resource),
-                evidence("limit", limit as f64, "1", &row.source),
-                evidence("growth", trend.rate(), "1/s", &row.resource),
-            ],
-            time_left_seconds: left,
-            message: format!(
-                "{} of {limit} {}{whose} are in use ({:.0} %){fills}",
-                row.used,
-                noun(row),
-                share * 100.0
-            ),
-            advice: advice(row).to_owned(),
-            culprit,
-            ..Judgement::default()
-        })
+        Some(Found { row, limit, share, level, rate: trend.rate(), left })
+    }
+}
+
+fn judge(found: &Found<'_>, seen: &Seen<'_>) -> Judgement {
+    let Found { row, limit, share, level, rate, left } = found;
+    let whose = match (row.pid, row.scope.as_str()) {
+        (0, "host") => String::new(),
+        (0, scope) => format!(" of {scope}"),
+        (pid, _) => format!(" of {}", party::process(seen.snapshot, pid, &row.name, 1.0).title),
+    };
+    let fills = left.filter(|left| *left < 86_400.0).map_or_else(String::new, |left| {
+        format!("; {rate:.1} more each second, the last in {}", duration(left))
+    });
+    Judgement {
+        subject: subject(row),
+        state: State::Firing(*level),
+        evidence: vec![
+            evidence("used", row.used as f64, "1", row.resource.clone()),
+            evidence("limit", *limit as f64, "1", row.source.clone()),
+            evidence("growth", *rate, "1/s", row.resource.clone()),
+        ],
+        time_left_seconds: *left,
+        message: format!(
+            "{} of {limit} {}{whose} are in use ({:.0} %){fills}",
+            row.used,
+            noun(row),
+            share * 100.0
+        ),
+        advice: advice(row).to_owned(),
+        culprit: culprit(row, seen),
+        ..Judgement::default()
     }
 }
 
@@ -185,12 +208,17 @@ fn is_in(process: &Process, path: &str) -> bool {
 
 impl Detector for Near {
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
-        let rows = &seen.snapshot.limit.rows;
-        let judged = || rows.iter().filter(|row| RESOURCES.contains(&row.resource.as_str()));
-        found.extend(judged().filter_map(|row| self.judge(row, seen)));
+        self.round += 1;
+        let rows = seen.snapshot.limit.rows.iter();
+        let judged = rows.filter(|row| RESOURCES.contains(&row.resource.as_str()));
+        let near = judged.filter_map(|row| self.find(row, seen)).collect();
+        let rank = |one: &Found<'_>| (one.level, (one.share * 1000.0) as u64);
+        let near = worst(near, rank, found);
+        found.extend(near.iter().map(|one| judge(one, seen)));
+        let round = self.round;
+        // What is emptier for a moment keeps its trend while there is room.
         if self.trends.len() > MAX_BOUNDS / 2 {
-            let present: std::collections::BTreeSet<String> = judged().map(key).collect();
-            self.trends.retain(|key, _| present.contains(key));
+            self.trends.retain(|_, (_, seen)| *seen == round);
         }
     }
 }

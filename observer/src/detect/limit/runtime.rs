@@ -1,10 +1,13 @@
 //! Heaps of Node.js and memory of Redis against their own limits.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::hash_map::Entry, time::Duration};
 
 use super::{duration, size};
 use crate::{
-    detect::{Detector, Judgement, Kind, Level, Seen, State, evidence, party, trend::Trend},
+    detect::{
+        Detector, Judgement, Kind, Level, Seen, State, evidence, judgement::worst, key::ByKey,
+        party, trend::Trend,
+    },
     signal::limit::{Bound, Facts, Redis},
 };
 
@@ -53,14 +56,16 @@ const NOW_S: f64 = 600.0;
 
 /// Trends by process, of which those that were not seen at a reading go.
 #[derive(Default)]
-struct Trends(BTreeMap<u32, (Trend, u64)>);
+struct Trends(ByKey<u32, (Trend, u64)>);
 
 impl Trends {
     fn add(&mut self, row: &Bound, read_unix_ns: u64) -> Option<Trend> {
-        if self.0.len() >= MAX_FOLLOWED && !self.0.contains_key(&row.pid) {
-            return None;
-        }
-        let (trend, read) = self.0.entry(row.pid).or_default();
+        let len = self.0.len();
+        let (trend, read) = match self.0.entry(row.pid) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if len >= MAX_FOLLOWED => return None,
+            Entry::Vacant(new) => new.insert(Default::default()),
+        };
         *read = read_unix_ns;
         trend.add(read_unix_ns, row.used as f64, CONSTANT);
         Some(*trend)
@@ -77,6 +82,7 @@ struct Node(Trends);
 impl Detector for Node {
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
         let limit = &seen.snapshot.limit;
+        let mut near = Vec::new();
         for row in limit.rows.iter().filter(|row| row.resource == "node_heap") {
             let Some(trend) = self.0.add(row, limit.read_unix_ns) else { continue };
             let Some((share, max)) = row.share().zip(row.limit) else { continue };
@@ -86,15 +92,20 @@ impl Detector for Node {
                 _ if share >= NEAR => Level::Watch,
                 _ => continue,
             };
-            let own = party::process(seen.snapshot, row.pid, &row.name, 1.0);
             let left = trend.seconds_left(max.saturating_sub(row.used) as f64).filter(|_| grows);
+            near.push((level, share, row, max, trend.rate(), left));
+        }
+        self.0.forget(limit.read_unix_ns);
+        let rank = |(level, share, ..): &(Level, f64, _, _, _, _)| (*level, (share * 1e3) as u64);
+        for (level, _, row, max, rate, left) in worst(near, rank, found) {
+            let own = party::process(seen.snapshot, row.pid, &row.name, 1.0);
             found.push(Judgement {
                 subject: format!("{} {}", row.name, row.pid),
                 state: State::Firing(level),
                 evidence: vec![
                     evidence("anonymous_memory", row.used as f64, "By", "iter/task"),
-                    evidence("heap_limit", max as f64, "By", &row.source),
-                    evidence("growth", trend.rate(), "By/s", "iter/task"),
+                    evidence("heap_limit", max as f64, "By", row.source.clone()),
+                    evidence("growth", rate, "By/s", "iter/task"),
                 ],
                 time_left_seconds: left,
                 message: format!(
@@ -110,7 +121,6 @@ impl Detector for Node {
                 ..Judgement::default()
             });
         }
-        self.0.forget(limit.read_unix_ns);
     }
 }
 

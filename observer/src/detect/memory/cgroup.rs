@@ -10,7 +10,9 @@ use super::{
     seconds,
 };
 use crate::{
-    detect::{Detector, Judgement, Kind, Level, Quality, Seen, State, evidence},
+    detect::{
+        Judgement, Kind, Level, Quality, Seen, State, evidence, judgement::Never, key::ByKey,
+    },
     signal::oom::MemoryCgroup,
 };
 
@@ -25,7 +27,7 @@ pub static KIND: Kind = Kind {
     clear: Duration::from_secs(60),
     hazard: false,
     settings: &[],
-    detector: |_| Box::new(Cgroups::default()),
+    detector: |_| Box::new(Never),
 };
 
 /// Control groups with a limit that are followed.
@@ -34,9 +36,8 @@ const MAX_GROUPS: usize = 128;
 const USABLE: f64 = 0.97;
 
 #[derive(Default)]
-struct Cgroups {
+pub(super) struct Cgroups {
     groups: BTreeMap<String, Followed>,
-    processes: Histories,
     round: u64,
 }
 
@@ -55,8 +56,45 @@ fn is_within(path: &str, group: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || group.ends_with('/'))
 }
 
-impl Detector for Cgroups {
-    fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+/// What the processes of a group hold, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    anon: f64,
+    /// Shared memory is charged once, to who touched it first, but shown by all who map it: the most of one process.
+    shmem: f64,
+}
+
+/// By group, for these groups: one walk over all processes, up the path of each.
+fn held<'a>(seen: &Seen<'_>, groups: impl Iterator<Item = &'a str>) -> ByKey<&'a str, Held> {
+    let mut held: ByKey<&str, Held> = groups.map(|path| (path, Held::default())).collect();
+    for row in &seen.snapshot.alloc.processes {
+        let Some(process) = seen.process(row.pid) else { continue };
+        for path in ancestors(&process.cgroup) {
+            if let Some(held) = held.get_mut(path) {
+                held.anon += row.anon_bytes as f64;
+                held.shmem = held.shmem.max(row.shmem_bytes as f64);
+            }
+        }
+    }
+    held
+}
+
+/// `/a/b` is within `/a/b`, `/a` and `/`.
+fn ancestors(path: &str) -> impl Iterator<Item = &str> {
+    fn parent<'a>(path: &&'a str) -> Option<&'a str> {
+        let at = path.rfind('/').filter(|_| path.len() > 1)?;
+        path.get(..at.max(1))
+    }
+    std::iter::successors(Some(path).filter(|path| !path.is_empty()), parent)
+}
+
+impl Cgroups {
+    pub(super) fn look(
+        &mut self,
+        seen: &Seen<'_>,
+        processes: &Histories,
+        found: &mut Vec<Judgement>,
+    ) {
         let now_s = seen.now_ns as f64 / 1e9;
         let rows = &seen.snapshot.oom.cgroups;
         let limited = |row: &&MemoryCgroup| row.limit_bytes.is_some_and(|limit| limit > 0);
@@ -65,7 +103,7 @@ impl Detector for Cgroups {
             return;
         }
         self.round += 1;
-        self.processes.tick(seen.snapshot, now_s);
+        let held = held(seen, rows.iter().filter(limited).map(|row| row.path.as_str()));
         for row in rows.iter().filter(limited) {
             if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&row.path) {
                 found.push(Judgement {
@@ -73,6 +111,7 @@ impl Detector for Cgroups {
                     state: State::Undecided(
                         "more control groups have limits than are followed".into(),
                     ),
+                    kind: Some(&KIND),
                     ..Judgement::default()
                 });
                 continue;
@@ -83,7 +122,7 @@ impl Detector for Cgroups {
                 ..Followed::default()
             });
             group.round = self.round;
-            found.extend(group.look(seen, row, &self.processes, now_s));
+            found.extend(group.look(seen, row, held.get(&*row.path), processes, now_s));
         }
         let round = self.round;
         self.groups.retain(|_, group| group.round == round);
@@ -95,20 +134,13 @@ impl Followed {
         &mut self,
         seen: &Seen<'_>,
         row: &MemoryCgroup,
+        held: Option<&Held>,
         processes: &Histories,
         now_s: f64,
     ) -> Option<Judgement> {
         let limit = row.limit_bytes? as f64;
-        let of_group = seen.snapshot.alloc.processes.iter().filter(|process| {
-            seen.process(process.pid).is_some_and(|p| is_within(&p.cgroup, &row.path))
-        });
-        // Shared memory is charged once, to who touched it first, but shown by all who map it.
-        let (mut anon, mut shmem) = (0.0, 0.0_f64);
-        for process in of_group {
-            anon += process.anon_bytes as f64;
-            shmem = shmem.max(process.shmem_bytes as f64);
-        }
-        let used = (anon + shmem).min(row.usage_bytes as f64);
+        let held = held.map_or(0.0, |held| held.anon + held.shmem);
+        let used = held.min(row.usage_bytes as f64);
         self.usage.add(now_s, used);
         let hit = row.limit_hits > self.hits;
         self.hits = row.limit_hits;
@@ -170,6 +202,7 @@ fn judgement(
         advice: "restart what grows; raise the limit only if the host can spare it and the growth \
                  is a working set"
             .to_owned(),
+        kind: Some(&KIND),
         ..Judgement::default()
     }
 }
@@ -227,5 +260,11 @@ mod tests {
     fn a_path_is_within_itself_and_its_parents() {
         assert!(is_within("/a/b", "/a") && is_within("/a", "/a") && is_within("/a", "/"));
         assert!(!is_within("/ab", "/a") && !is_within("/", "/a"));
+        for path in ["/a/b", "/ab", "/", "", "/a/b/c/d"] {
+            let ancestors: Vec<&str> = ancestors(path).collect();
+            for group in ["/", "/a", "/a/b", "/ab", "/a/b/c", "/b"] {
+                assert_eq!(ancestors.contains(&group), is_within(path, group), "{path} {group}");
+            }
+        }
     }
 }

@@ -5,12 +5,13 @@ use std::time::Duration;
 use super::{
     bytes,
     envelope::Envelope,
+    growth::Growth,
     history::Histories,
     outlook::{Outlook, Pool},
     pressure::Pressure,
     seconds,
 };
-use crate::detect::{Detector, Judgement, Kind, Level, Quality, Seen, State, evidence};
+use crate::detect::{Judgement, Kind, Level, Quality, Seen, State, evidence};
 
 /// The kind.
 pub static KIND: Kind = Kind {
@@ -24,7 +25,7 @@ pub static KIND: Kind = Kind {
     clear: Duration::from_secs(60),
     hazard: false,
     settings: &[],
-    detector: |_| Box::new(Exhaustion::default()),
+    detector: |_| Box::new(Growth::default()),
 };
 
 /// Of swap, this share is no room: a host that fills the last of it is as good as gone (oomd: 10 %, lmkd: 10 to 20 %).
@@ -43,12 +44,11 @@ const THRASH: f64 = 0.1;
 const MIN_HISTORY_S: f64 = 10.0;
 
 #[derive(Default)]
-struct Exhaustion {
+pub(super) struct Exhaustion {
     usage: Envelope,
     shmem: Envelope,
     slab: Envelope,
     page_tables: Envelope,
-    processes: Histories,
     pressure: Pressure,
     first_s: Option<f64>,
     /// What was available when the host last began to thrash, as a share.
@@ -74,7 +74,6 @@ impl Exhaustion {
         self.shmem.add(now_s, view.shmem_bytes as f64);
         self.slab.add(now_s, view.slab_unreclaimable_bytes as f64);
         self.page_tables.add(now_s, view.page_table_bytes as f64);
-        self.processes.tick(seen.snapshot, now_s);
         self.pressure.tick(seen);
         if self.pressure.refault_ratio >= THRASH && self.pressure.is_stalled() && swap == 0.0 {
             self.thrashed = (free / total).clamp(self.thrashed, MAX_FLOOR.max(self.thrashed));
@@ -142,8 +141,13 @@ impl Exhaustion {
     }
 }
 
-impl Detector for Exhaustion {
-    fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+impl Exhaustion {
+    pub(super) fn look(
+        &mut self,
+        seen: &Seen<'_>,
+        processes: &Histories,
+        found: &mut Vec<Judgement>,
+    ) {
         if seen.snapshot.oom.memory_total_bytes == 0 {
             found.push(undecided("the host's memory could not be read"));
             return;
@@ -160,7 +164,7 @@ impl Detector for Exhaustion {
             capacity: room.capacity,
             free_ratio: room.free / room.usable,
             pressed: self.pressure.is_on(),
-            processes: &self.processes,
+            processes,
             is_member: &|_| true,
             parts: &[
                 ("shared memory and tmpfs", &self.shmem),

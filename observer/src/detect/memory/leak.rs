@@ -9,7 +9,7 @@ use super::{
     seconds,
 };
 use crate::{
-    detect::{Detector, Judgement, Kind, Level, Quality, Seen, State, evidence, party},
+    detect::{Judgement, Kind, Level, Quality, Seen, State, evidence, judgement::Never, party},
     signal::alloc::AllocationStack,
 };
 
@@ -25,7 +25,7 @@ pub static KIND: Kind = Kind {
     clear: Duration::from_secs(300),
     hazard: false,
     settings: &[],
-    detector: |_| Box::new(Leak::default()),
+    detector: |_| Box::new(Never),
 };
 
 /// The shortest growth that is told.
@@ -42,29 +42,32 @@ const EVERY_S: f64 = 10.0;
 const MAX_LEAKS: usize = 8;
 
 #[derive(Default)]
-struct Leak {
-    processes: Histories,
+pub(super) struct Leak {
     looked_s: Option<f64>,
     leaks: Vec<(u32, Trend, f64)>,
 }
 
-impl Detector for Leak {
-    fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+impl Leak {
+    pub(super) fn look(
+        &mut self,
+        seen: &Seen<'_>,
+        processes: &Histories,
+        found: &mut Vec<Judgement>,
+    ) {
         let now_s = seen.now_ns as f64 / 1e9;
-        self.processes.tick(seen.snapshot, now_s);
         if self.looked_s.is_none_or(|looked_s| now_s - looked_s >= EVERY_S) {
             self.looked_s = Some(now_s);
-            self.find(seen, now_s);
+            self.find(seen, processes, now_s);
         }
         for (pid, trend, room) in &self.leaks {
-            let process = self.processes.get(*pid);
+            let process = processes.get(*pid);
             found.extend(process.map(|process| judgement(seen, *pid, process, trend, *room)));
         }
     }
 }
 
 impl Leak {
-    fn find(&mut self, seen: &Seen<'_>, now_s: f64) {
+    fn find(&mut self, seen: &Seen<'_>, processes: &Histories, now_s: f64) {
         let total = seen.snapshot.oom.memory_total_bytes as f64;
         let view = &seen.snapshot.oom;
         let left = (view.memory_available_bytes.saturating_add(view.swap_free_bytes)) as f64;
@@ -72,8 +75,8 @@ impl Leak {
         // What would not be told anyway need not be looked at: this much within the shortest growth.
         let least = left * MIN_SPAN_S / HORIZON_S * 0.3;
         let grown = |process: &History| process.growth_since(now_s - MIN_SPAN_S) >= least.min(1e8);
-        for (pid, process) in self.processes.all().filter(|(_, process)| grown(process)) {
-            let Some(trend) = self.trend(process, total) else { continue };
+        for (pid, process) in processes.all().filter(|(_, process)| grown(process)) {
+            let Some(trend) = growth(processes, process, total) else { continue };
             let held = process.private.last().unwrap_or(0.0);
             let limit = seen.process(pid).and_then(|p| heap_limit(&p.command_line));
             let room = limit.map_or(left, |limit| (limit - held).clamp(0.0, left));
@@ -84,25 +87,25 @@ impl Leak {
         self.leaks.sort_by(|a, b| b.1.slope.per_second.total_cmp(&a.1.slope.per_second));
         self.leaks.truncate(MAX_LEAKS);
     }
+}
 
-    /// The longest growth of a process that is still going on.
-    fn trend(&self, process: &History, total: f64) -> Option<Trend> {
-        let (of_total, of_held) = LEAST;
-        let mut longest: Option<Trend> = None;
-        for window in Window::all().filter(|window| window.is_long()) {
-            let Some(trend) = process.private.trend(window) else { continue };
-            let grown = trend.slope.least * trend.span_s;
-            let enough = grown >= (total * of_total).min(trend.high * of_held).max(total * 0.002);
-            if trend.slope.grows()
-                && trend.span_s >= MIN_SPAN_S
-                && enough
-                && !self.processes.is_known(process, &trend)
-            {
-                longest = Some(trend);
-            }
+/// The longest growth of a process that is still going on.
+fn growth(processes: &Histories, process: &History, total: f64) -> Option<Trend> {
+    let (of_total, of_held) = LEAST;
+    let mut longest: Option<Trend> = None;
+    for window in Window::all().filter(|window| window.is_long()) {
+        let Some(trend) = process.private.trend(window) else { continue };
+        let grown = trend.slope.least * trend.span_s;
+        let enough = grown >= (total * of_total).min(trend.high * of_held).max(total * 0.002);
+        if trend.slope.grows()
+            && trend.span_s >= MIN_SPAN_S
+            && enough
+            && !processes.is_known(process, &trend)
+        {
+            longest = Some(trend);
         }
-        longest
     }
+    longest
 }
 
 /// `--max-old-space-size` of a command line, in bytes.
@@ -147,7 +150,7 @@ fn judgement(seen: &Seen<'_>, pid: u32, process: &History, trend: &Trend, room: 
     ];
     numbers.extend(stacks.iter().map(|stack| {
         let name = format!("stack {}", stack.frames.join(" < "));
-        evidence(&name, stack.share, "1", "page faults").with(Quality::Sampled)
+        evidence(name, stack.share, "1", "page faults").with(Quality::Sampled)
     }));
     Judgement {
         subject: format!("{} {pid}", process.name),
@@ -159,6 +162,7 @@ fn judgement(seen: &Seen<'_>, pid: u32, process: &History, trend: &Trend, room: 
         advice: "take a heap snapshot of it now and one in ten minutes, and compare them; until it is mended, restart it when \
                  nobody needs it"
             .to_owned(),
+        kind: Some(&KIND),
         ..Judgement::default()
     }
 }

@@ -1,10 +1,12 @@
 //! Memory: when it is gone and who takes it, before the host or a control group hangs.
 //!
-//! `envelope`, `slope` and `history` say how something moved; the other files are one detector each.
+//! `envelope`, `slope` and `history` say how something moved, `growth` follows all processes once; the other files are one
+//! kind each.
 
 pub mod cgroup;
 mod envelope;
 pub mod exhaustion;
+mod growth;
 mod history;
 pub mod kill;
 pub mod leak;

@@ -8,7 +8,8 @@ use std::{
 
 use crate::{
     detect::{
-        Detector, Evidence, Group, Judgement, Kind, Level, Party, Seen, State, evidence, party,
+        Detector, Evidence, Group, Judgement, Kind, Level, Party, Seen, State, evidence,
+        key::ByKey, party,
     },
     identity::Process,
     signal::alloc::Failure,
@@ -72,7 +73,7 @@ struct CrashLoop {
     /// The newest failure that was taken, and those of the same instant.
     taken: (u64, Vec<u32>),
     /// Processes that were services, with their programs and when they were last seen.
-    services: BTreeMap<u32, (u64, String)>,
+    services: ByKey<u32, (u64, String)>,
     /// Workers of PM2: (home, app, number) -> pid and since when.
     workers: BTreeMap<(String, String, u32), (u32, u64)>,
 }

@@ -1,17 +1,16 @@
 //! An event loop that does not turn: all that it serves waits (incidents I1, I2). The only sign of it while it lasts is the
 //! turn that is still open, and how that splits into computing, waiting for a CPU, and being blocked says why.
 
-use std::{
-    cell::OnceCell,
-    collections::{BTreeMap, BTreeSet, HashMap},
-    time::Duration,
-};
+use std::{cell::OnceCell, cmp::Reverse, collections::BTreeMap, time::Duration};
 
 use super::{seconds, stack::Class};
 use crate::{
     config::{self, Config, Setting},
     detect::{
-        Detector, Evidence, Judgement, Kind, Level, Party, Seen, State, evidence, mean::Mean, party,
+        Detector, Evidence, Judgement, Kind, Level, Party, Seen, State, evidence,
+        key::{ByKey, Keys},
+        mean::Mean,
+        party,
     },
     signal::sched::{EventLoop, Thread},
 };
@@ -43,7 +42,7 @@ pub const BLOCK: Setting = Setting {
 /// Loops followed; as many as threads can be watched.
 const MAX_LOOPS: usize = 4096;
 /// Loops told of at once, the worst.
-const MAX_TOLD: usize = 64;
+const MAX_TOLD: usize = 32;
 /// A loop has served before if it has turned this often.
 const MIN_TURNS: u64 = 20;
 /// Turns in ten seconds of which a 99th percentile says something.
@@ -76,7 +75,7 @@ struct Habit {
 
 struct EventLoops {
     block_ns: u64,
-    habits: HashMap<u32, Habit>,
+    habits: ByKey<u32, Habit>,
     round: u64,
 }
 
@@ -84,7 +83,7 @@ struct EventLoops {
 struct Tick<'a> {
     seen: &'a Seen<'a>,
     /// Processes with several loops.
-    several: OnceCell<BTreeSet<u32>>,
+    several: OnceCell<Keys<u32>>,
     /// What blocked threads wait for.
     blocked: OnceCell<BTreeMap<u32, Class>>,
 }
@@ -125,7 +124,7 @@ impl Tick<'_> {
     /// Whether this process has one loop only.
     fn is_alone(&self, pid: u32) -> bool {
         let several = || {
-            let (mut once, mut several) = (BTreeSet::new(), BTreeSet::new());
+            let (mut once, mut several) = (Keys::default(), Keys::default());
             let pids = loops(self.seen).map(|(thread, _)| thread.pid);
             several.extend(pids.filter(|pid| !once.insert(*pid)));
             several
@@ -148,7 +147,7 @@ impl Tick<'_> {
 impl EventLoops {
     fn new(config: &Config) -> Self {
         let block_ns = config.duration(&BLOCK).as_nanos() as u64;
-        Self { block_ns, habits: HashMap::new(), round: 0 }
+        Self { block_ns, habits: ByKey::default(), round: 0 }
     }
 
     /// Brings a loop's habits up to date; returns those before this tick, or `None` if there is no room.
@@ -370,7 +369,7 @@ impl Detector for EventLoops {
         self.round += 1;
         let tick = Tick { seen, several: OnceCell::new(), blocked: OnceCell::new() };
         // The worst loop of a process speaks for it.
-        let mut worst: BTreeMap<u32, Found<'_>> = BTreeMap::new();
+        let mut worst: ByKey<u32, Found<'_>> = ByKey::default();
         let mut new: BTreeMap<u32, (&str, &'static str)> = BTreeMap::new();
         for (thread, turning) in loops(seen) {
             match self.judge(thread, turning, &tick) {
@@ -391,7 +390,7 @@ impl Detector for EventLoops {
             ..Judgement::default()
         }));
         let mut worst: Vec<Found<'_>> = worst.into_values().collect();
-        worst.sort_by_key(|one| std::cmp::Reverse(one.rank()));
+        worst.sort_by_key(|one| (Reverse(one.rank()), one.thread.pid));
         found.extend(worst.iter().take(MAX_TOLD).map(|one| one.judgement(&tick)));
         let round = self.round;
         self.habits.retain(|_, habit| habit.round == round);

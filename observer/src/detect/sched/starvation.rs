@@ -1,15 +1,12 @@
 //! Services that get no CPU, and who has it.
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{percent, throttled};
 use crate::{
     detect::{
         Detector, Evidence, Group, Judgement, Kind, Level, MAX_PIDS, Party, Quality, Seen, State,
-        evidence, mean::Mean, party,
+        evidence, key::ByKey, mean::Mean, party,
     },
     signal::sched::Consumer,
 };
@@ -74,7 +71,7 @@ impl Wait {
 
 #[derive(Default)]
 struct Starvation {
-    waits: HashMap<u32, Wait>,
+    waits: ByKey<u32, Wait>,
     round: u32,
 }
 
@@ -99,7 +96,7 @@ impl Starvation {
         if self.waits.is_empty() {
             return;
         }
-        let mut sums: HashMap<u32, (f64, f64, f64)> = HashMap::new();
+        let mut sums: ByKey<u32, (f64, f64, f64)> = ByKey::default();
         for thread in threads.iter().filter(|thread| self.waits.contains_key(&thread.pid)) {
             let (worst, waiting, running) = sums.entry(thread.pid).or_default();
             *worst = thread.run_delay_ratio.max(*worst);
@@ -142,7 +139,7 @@ impl Starvation {
         };
         victims.retain(|victim| !held(victim.pid));
         let threads = seen.snapshot.sched.threads.iter();
-        let names: HashMap<u32, &str> =
+        let names: ByKey<u32, &str> =
             threads.map(|thread| (thread.pid, thread.name.as_str())).collect();
         for victim in &mut victims {
             victim.name = names.get(&victim.pid).copied().unwrap_or_default();

@@ -1,6 +1,7 @@
 //! From ledger rows and records to connections, endpoints and spans.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap},
     net::IpAddr,
 };
@@ -11,7 +12,8 @@ use observer_abi::{
 };
 
 use super::{
-    Activity, CLOSED, CONNECTIONS, Connection, Endpoint, LONGEST_WAIT, Limits, OPENED, View,
+    Activity, CLOSED, CONNECTIONS, Connection, Endpoint, LONGEST_WAIT, Limits, OPENED, UNNEEDED_NS,
+    View,
     activity::{Since, activity},
     endpoint::Naming,
     span::{self, Ends},
@@ -27,6 +29,9 @@ pub trait PeerNames {
     /// Name of an address and the system that the name stands for.
     fn name(&self, address: IpAddr) -> Option<(&str, Option<&'static str>)>;
 }
+
+/// Rows kept for the connections that were used last, if there are more than [`MAX_ROWS`].
+const USED_ROWS: usize = MAX_ROWS / 4;
 
 /// Where the last segment of a connection ended.
 #[derive(Debug)]
@@ -162,16 +167,11 @@ impl Tcp {
         }
         let round = self.round;
         self.segments.retain(|_, segments| segments.round == round);
-        connections.sort_by_key(|connection| std::cmp::Reverse(rank(connection)));
         self.view = View {
-            endpoints: endpoints(&connections),
-            connection_count: connections.len() as u64,
             opened: readings.counters.get(Counter::TcpOpened),
             closed: readings.counters.get(Counter::TcpClosed),
-            connections,
+            ..View::of(connections)
         };
-        self.view.connections.truncate(MAX_ROWS);
-        self.view.endpoints.truncate(MAX_ROWS);
     }
 
     fn connection(
@@ -188,14 +188,14 @@ impl Tcp {
         Connection {
             pid: row.owned.tgid,
             name: comm_text(&row.owned.comm),
-            role: if row.owned.role == CLIENT { "client" } else { "server" }.to_owned(),
+            role: if row.owned.role == CLIENT { "client" } else { "server" }.into(),
             system: system.to_owned(),
             peer_address: ends.peer.0.to_string(),
             peer_port: ends.peer.1,
             peer_name: name.to_owned(),
             local_address: ends.local.0.to_string(),
             local_port: ends.local.1,
-            state: state_name(row.state).to_owned(),
+            state: state_name(row.state).into(),
             activity,
             activity_ns,
             age_ns,
@@ -291,6 +291,22 @@ fn subject(owned: &Owned, who: &mut dyn Who) -> Subject {
     Subject::Process(who.process(owned.tgid, None, &comm_text(&owned.comm)))
 }
 
+impl View {
+    /// What is shown of these connections.
+    pub fn of(mut connections: Vec<Connection>) -> Self {
+        connections.sort_by_cached_key(|connection| Reverse(rank(connection)));
+        let (connection_count, mut endpoints) = (connections.len() as u64, endpoints(&connections));
+        endpoints.truncate(MAX_ROWS);
+        // The last ones were used a moment ago.
+        let beyond = connections.len().saturating_sub(MAX_ROWS);
+        if beyond > 0 {
+            let kept = MAX_ROWS - USED_ROWS;
+            connections.drain(kept..kept + beyond);
+        }
+        Self { connections, connection_count, endpoints, ..Self::default() }
+    }
+}
+
 /// The longest stuck or waiting first.
 fn rank(connection: &Connection) -> (u8, u64) {
     let urgency = match connection.activity {
@@ -327,19 +343,24 @@ pub fn endpoints(connections: &[Connection]) -> Vec<Endpoint> {
             ..Endpoint::default()
         });
         row.open += 1;
+        row.last_receive_ns =
+            connection.last_receive_ns.into_iter().chain(row.last_receive_ns).min();
         match connection.activity {
             Activity::Waiting => {
                 row.waiting += 1;
                 row.longest_wait_ns = row.longest_wait_ns.max(connection.activity_ns);
             }
             Activity::Unread => row.unread += 1,
-            Activity::Idle => row.idle += 1,
+            Activity::Idle => {
+                row.idle += 1;
+                row.unneeded += u64::from(connection.is_idle_for(UNNEEDED_NS));
+            }
             Activity::HalfOpen | Activity::ZeroWindow => row.stuck += 1,
             Activity::Active | Activity::Connecting | Activity::Closing => {}
         }
     }
     let mut rows: Vec<_> = rows.into_values().collect();
-    rows.sort_by_key(|row| std::cmp::Reverse((row.stuck, row.longest_wait_ns, row.open)));
+    rows.sort_by_key(|row| Reverse((row.stuck, row.longest_wait_ns, row.open)));
     rows
 }
 

@@ -15,7 +15,7 @@ pub(crate) use self::fold::endpoints;
 pub use self::{
     endpoint::{Naming, known_ports},
     fold::{PeerNames, Tcp},
-    view::{Activity, Connection, Endpoint, View},
+    view::{Activity, Connection, Endpoint, UNNEEDED_NS, View},
 };
 use crate::{
     config::{Config, ConfigError, Kind, Setting},

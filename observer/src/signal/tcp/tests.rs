@@ -256,10 +256,7 @@ fn a_served_connection_is_listed_under_the_local_end() {
     tick(&mut tcp, 2 * SECOND, &[row], false);
     let view = tcp.view();
     assert_eq!((view.endpoints[0].address.as_str(), view.endpoints[0].port), ("10.0.0.1", 5432));
-    assert_eq!(
-        (view.connections[0].role.as_str(), view.connections[0].peer_port),
-        ("server", 50_000)
-    );
+    assert_eq!((&*view.connections[0].role, view.connections[0].peer_port), ("server", 50_000));
     assert_eq!(view.endpoints[0].system, "postgresql");
 }
 

@@ -1,11 +1,14 @@
 //! What the snapshot holds of `tcp`; field names and units are those of docs/snapshot-json.md.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 /// What `top` and the JSON snapshot show of connections.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct View {
-    /// Open connections; bounded by [`crate::snapshot::MAX_ROWS`], the longest waiting first.
+    /// Open connections, the longest waiting first; bounded by [`crate::snapshot::MAX_ROWS`]. Of more, those used last are
+    /// shown, too, a quarter of the bound: they tell how long answers take.
     pub connections: Vec<Connection>,
     /// Open connections, also those beyond the bound.
     pub connection_count: u64,
@@ -48,7 +51,7 @@ pub struct Connection {
     /// Its command name.
     pub name: String,
     /// `client` (connected) or `server` (accepted).
-    pub role: String,
+    pub role: Cow<'static, str>,
     /// `postgresql`, `mysql`, `redis`, ... (OpenTelemetry `db.system.name`).
     pub system: String,
     /// Peer address.
@@ -62,7 +65,7 @@ pub struct Connection {
     /// Local port.
     pub local_port: u16,
     /// TCP state, as `ESTABLISHED`.
-    pub state: String,
+    pub state: Cow<'static, str>,
     /// What it does.
     pub activity: Activity,
     /// How long it has done that.
@@ -85,6 +88,16 @@ pub struct Connection {
     pub last_receive_ns: Option<u64>,
 }
 
+impl Connection {
+    /// Whether it has been idle for as long.
+    pub fn is_idle_for(&self, least_ns: u64) -> bool {
+        self.activity == Activity::Idle && self.activity_ns >= least_ns
+    }
+}
+
+/// A connection that has been idle for as long could have been used instead of a new one.
+pub const UNNEEDED_NS: u64 = 10_000_000_000;
+
 /// Connections of one process to one endpoint.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Endpoint {
@@ -94,7 +107,7 @@ pub struct Endpoint {
     pub name: String,
     /// `client` (it connected) or `server` (it accepted; address and port are then its own).
     #[serde(default)]
-    pub role: String,
+    pub role: Cow<'static, str>,
     /// `db.system.name`.
     pub system: String,
     /// DNS name if known, else the address.
@@ -111,6 +124,12 @@ pub struct Endpoint {
     pub idle: u64,
     /// Of these, half open or with a zero window.
     pub stuck: u64,
+    /// Of the idle ones, idle for [`UNNEEDED_NS`].
+    #[serde(default)]
+    pub unneeded: u64,
     /// The longest wait for a reply.
     pub longest_wait_ns: u64,
+    /// Since data was last received on any of them; `None` if never.
+    #[serde(default)]
+    pub last_receive_ns: Option<u64>,
 }

@@ -52,7 +52,8 @@ pub fn tone(level: Level) -> Tone {
 
 /// In the order of the snapshot, standing hazards last.
 fn ordered(view: &View) -> impl Iterator<Item = &Finding> {
-    let with = |hazard| view.findings.iter().filter(move |finding| finding.hazard == hazard);
+    let all = || view.findings.iter().map(|finding| &**finding);
+    let with = |hazard| all().filter(move |finding| finding.hazard == hazard);
     with(false).chain(with(true))
 }
 
@@ -132,7 +133,7 @@ fn culprit(party: &Party) -> String {
 
 /// `because: memory_available 200M (exact, /proc/meminfo)`.
 fn evidence(evidence: &Evidence) -> String {
-    let value = match evidence.unit.as_str() {
+    let value = match &*evidence.unit {
         // `as` saturates, and makes 0 of what is no number.
         "By" => bytes(evidence.value as u64),
         "By/s" => format!("{}/s", bytes(evidence.value as u64)),

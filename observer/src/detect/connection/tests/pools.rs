@@ -109,10 +109,9 @@ fn connections_that_nobody_needs_are_a_leak() {
 #[test]
 fn a_leak_is_critical_when_the_server_is_nearly_full() {
     let at = |second: u64| {
-        let mut snapshot = opened(second, second / 2 + 1, 2);
-        for row in &mut snapshot.tcp.connections {
-            row.peer_address = row.local_address.clone();
-        }
+        let mut rows = opened(second, second / 2 + 1, 2).tcp.connections;
+        rows.iter_mut().for_each(|row| row.peer_address = row.local_address.clone());
+        let mut snapshot = host(second, rows);
         let server = Postgres { port: 5432, max_connections: Some(50), ..Postgres::default() };
         let facts = Facts::Postgres(server);
         snapshot.limit.runtimes.push(Runtime { pid: 5, facts, ..Runtime::default() });

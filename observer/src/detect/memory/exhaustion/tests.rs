@@ -2,6 +2,7 @@
 
 use super::super::testing::{Actor, Host, actor, guest, jitter};
 use super::*;
+use crate::detect::Detector as _;
 
 fn told(host: &Host, for_s: f64) -> super::super::testing::Told {
     host.run("memory.exhaustion", for_s)
@@ -132,7 +133,7 @@ fn slow_ticks_see_it_too() {
 
 #[test]
 fn what_cannot_be_judged_is_said() {
-    let mut detector = Exhaustion::default();
+    let mut detector = Growth::default();
     let mut look = |snapshot: &crate::snapshot::Snapshot, second: u64| {
         let mut found = Vec::new();
         let now_ns = second * 1_000_000_000;

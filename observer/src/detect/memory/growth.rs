@@ -1,0 +1,22 @@
+//! How all processes grow, followed once for the kinds that need it.
+
+use super::{cgroup::Cgroups, exhaustion::Exhaustion, history::Histories, leak::Leak};
+use crate::detect::{Detector, Judgement, Seen};
+
+/// Judges for `memory.exhaustion`, `memory.cgroup_exhaustion` and `memory.leak`.
+#[derive(Default)]
+pub(super) struct Growth {
+    processes: Histories,
+    exhaustion: Exhaustion,
+    cgroups: Cgroups,
+    leak: Leak,
+}
+
+impl Detector for Growth {
+    fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+        self.processes.tick(seen.snapshot, seen.now_ns as f64 / 1e9);
+        self.exhaustion.look(seen, &self.processes, found);
+        self.cgroups.look(seen, &self.processes, found);
+        self.leak.look(seen, &self.processes, found);
+    }
+}
