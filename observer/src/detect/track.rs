@@ -3,12 +3,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Finding, Judgement, Kind, Level, MAX_FINDINGS, State};
+use super::{Finding, Group, Judgement, Kind, Level, MAX_FINDINGS, Party, State};
 
 /// A finding that cannot be judged any more is cleared after this time: better no word than one of yesterday.
 const UNDECIDED_NS: u64 = 600_000_000_000;
 
-/// A new culprit is told again no sooner than this after the last word.
+/// Another culprit is told when it has been another for this long, and no sooner after the last word: where several share
+/// the blame, each may be in front for a moment.
 const RETELL_NS: u64 = 10_000_000_000;
 
 /// What became of a finding at this tick.
@@ -33,7 +34,9 @@ struct Track {
     below_ns: Option<u64>,
     undecided_ns: Option<u64>,
     told_ns: u64,
-    told_culprit: Option<u32>,
+    told_culprit: Option<Party>,
+    /// Since when the culprit is another.
+    other_ns: Option<u64>,
     finding: Option<Arc<Finding>>,
     round: u64,
 }
@@ -146,9 +149,9 @@ impl Track {
             (None, None) => None,
             (None, Some(held)) => {
                 let new = raised(kind, held, judgement, at, self.reached_ns[0]);
-                let finding = self.finding.insert(Arc::new(new));
-                (self.told_ns, self.told_culprit) = (at.boot_ns, culprit_pid(finding));
-                Some((finding.clone(), Change::Raised))
+                let finding = self.finding.insert(Arc::new(new)).clone();
+                self.said(&finding, at);
+                Some((finding, Change::Raised))
             }
             (Some(finding), held) => {
                 let told = finding.level;
@@ -198,31 +201,50 @@ impl Track {
         let finding = Arc::make_mut(self.finding.as_mut()?);
         let before = std::mem::replace(&mut finding.level, level);
         finding.level_since_unix_ns = at.unix_ns;
-        (self.told_ns, self.told_culprit) = (at.boot_ns, culprit_pid(finding));
-        Some((self.finding.clone()?, Change::Level(before)))
+        let finding = self.finding.clone()?;
+        self.said(&finding, at);
+        Some((finding, Change::Level(before)))
+    }
+
+    /// A word goes out.
+    fn said(&mut self, finding: &Finding, at: Instant) {
+        self.told_ns = at.boot_ns;
+        self.told_culprit.clone_from(&finding.culprit);
+        self.other_ns = None;
     }
 
     /// A culprit that was not known before, or is another now, is worth a word.
     fn retell(&mut self, at: Instant) -> Option<News> {
         let finding = self.finding.as_ref()?;
-        let culprit = culprit_pid(finding);
-        let due = at.boot_ns.saturating_sub(self.told_ns) >= RETELL_NS;
-        if culprit.is_none() || culprit == self.told_culprit || !due {
+        let culprit = finding.culprit.as_ref()?;
+        if self.told_culprit.as_ref().is_some_and(|told| is_same(told, culprit)) {
+            self.other_ns = None;
             return None;
         }
-        (self.told_ns, self.told_culprit) = (at.boot_ns, culprit);
-        Some((finding.clone(), Change::Culprit))
+        let since_ns = match &self.told_culprit {
+            // Nobody was named yet.
+            None => 0,
+            Some(_) => *self.other_ns.get_or_insert(at.boot_ns),
+        };
+        if at.boot_ns.saturating_sub(since_ns.max(self.told_ns)) < RETELL_NS {
+            return None;
+        }
+        let finding = finding.clone();
+        self.said(&finding, at);
+        Some((finding, Change::Culprit))
     }
 
     fn clear(&mut self) -> Option<News> {
         self.reached_ns = [None; 4];
-        self.undecided_ns = None;
+        (self.undecided_ns, self.other_ns) = (None, None);
         Some((self.finding.take()?, Change::Cleared))
     }
 }
 
-fn culprit_pid(finding: &Finding) -> Option<u32> {
-    finding.culprit.as_ref().and_then(|party| party.pid)
+/// Whether two parties are the same for a person: a group is, whoever of it is in front.
+fn is_same(a: &Party, b: &Party) -> bool {
+    let one_process = a.group == Group::Process && b.group == Group::Process;
+    a.name == b.name && (a.pid == b.pid || !one_process)
 }
 
 /// It began when the lowest level was reached, not when that had held.
@@ -349,6 +371,43 @@ mod tests {
         check(&format!("WWW{}", "?".repeat(700)), "2:WARN 603:clear");
         // What was told before it went out of sight does not count as held afterwards.
         check(&format!("WWW{}WW", "?".repeat(601)), "2:WARN 603:clear");
+    }
+
+    /// Who is blamed each second, of WARN: `.` nobody, `a` and `b` processes, `A` the group of processes called `a`.
+    #[track_caller]
+    fn check_culprits(culprits: &str, expect: &str) {
+        let mut tracks = Tracks::default();
+        let mut told = Vec::new();
+        for (second, letter) in culprits.chars().enumerate() {
+            let boot_ns = second as u64 * 1_000_000_000;
+            tracks.begin();
+            let group = if letter.is_uppercase() { Group::Program } else { Group::Process };
+            let party = Party {
+                group,
+                name: letter.to_lowercase().to_string(),
+                // A group's pid is that of whoever is in front.
+                pid: Some(if letter.is_uppercase() { boot_ns as u32 } else { letter as u32 }),
+                ..Party::default()
+            };
+            let judgement = Judgement {
+                subject: "host".into(),
+                state: State::Firing(Level::Warn),
+                culprit: (letter != '.').then_some(party),
+                ..Judgement::default()
+            };
+            let change = tracks.take(&KIND, judgement, Instant { boot_ns, unix_ns: boot_ns });
+            told.extend(change.map(|(_, change)| format!("{second}:{change:?}")));
+        }
+        assert_eq!(told.join(" "), expect, "{culprits}");
+    }
+
+    #[test]
+    fn another_culprit_is_told_once_it_has_lasted() {
+        check_culprits(&"a".repeat(60), "2:Raised");
+        check_culprits(&format!("{}{}", "a".repeat(20), "b".repeat(20)), "2:Raised 30:Culprit");
+        check_culprits(&"aaabbb".repeat(20), "2:Raised");
+        check_culprits(&format!("....{}", "a".repeat(20)), "2:Raised 12:Culprit");
+        check_culprits(&format!("aaa{}", "A".repeat(60)), "2:Raised");
     }
 
     #[test]

@@ -245,6 +245,8 @@ fn sched() -> sched::View {
     let event_loop = EventLoop {
         turns: 1000,
         gaps: 2,
+        gap_ns: 500 * MS,
+        gap_waiting_ns: 40 * MS,
         max_ns: 300 * MS,
         recent_turns: 100,
         p99_ns: 134 * MS,

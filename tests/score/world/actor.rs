@@ -78,6 +78,9 @@ pub(crate) struct Block {
 pub(crate) struct Loop {
     pub(crate) turns: u64,
     pub(crate) gaps: u64,
+    /// Time in them.
+    gap_s: f64,
+    gap_waiting_s: f64,
     /// The longest gap of the last minute, and when it ended.
     pub(crate) longest: (f64, f64),
     pub(crate) block: Option<Block>,
@@ -94,15 +97,18 @@ impl Loop {
     /// A long turn begins; one that was open has ended just before.
     pub(crate) fn begin(&mut self, block: Block) {
         if let Some(before) = self.block.replace(block) {
-            self.ended(before.length_s.min(block.start_s - before.start_s), block.start_s);
+            let length_s = before.length_s.min(block.start_s - before.start_s);
+            self.ended(length_s, block.start_s, before.why);
         }
     }
 
-    fn ended(&mut self, length_s: f64, now_s: f64) {
+    fn ended(&mut self, length_s: f64, now_s: f64, why: Why) {
         if length_s < GAP_S {
             return;
         }
         self.gaps += 1;
+        self.gap_s += length_s;
+        self.gap_waiting_s += if why == Why::Waiting { length_s } else { 0.0 };
         if now_s - self.longest.1 > 60.0 || length_s > self.longest.0 {
             self.longest = (length_s, now_s);
         }
@@ -115,7 +121,7 @@ impl Loop {
             && now_s - block.start_s >= block.length_s
         {
             self.block = None;
-            self.ended(block.length_s, now_s);
+            self.ended(block.length_s, now_s, block.why);
         }
         self.recent.retain(|(_, at)| now_s - at < 10.0);
         let open_s = self.block.map_or(0.0, |block| now_s - block.start_s);
@@ -129,6 +135,8 @@ impl Loop {
         *row = EventLoop {
             turns: self.turns,
             gaps: self.gaps,
+            gap_ns: (self.gap_s * 1e9) as u64,
+            gap_waiting_ns: (self.gap_waiting_s * 1e9) as u64,
             max_ns: if fresh { (self.longest.0 * 1e9) as u64 } else { 0 },
             open_ns,
             open_on_cpu_ns: if why == Some(Why::OnCpu) { open_ns } else { 0 },

@@ -3,7 +3,7 @@
 
 use std::{cell::OnceCell, cmp::Reverse, collections::BTreeMap, time::Duration};
 
-use super::{seconds, stack::Class};
+use super::{percent, seconds, stack::Class, starvation};
 use crate::{
     config::{self, Config, Setting},
     detect::{
@@ -22,7 +22,8 @@ pub static KIND: Kind = Kind {
     help: "an event loop does not turn, and whoever it serves waits",
     reason: "People notice a second (Nielsen, 1993), and load balancers give up after some; ten seconds are a hang. Loops \
              that refuse work when they lag (toobusy-js) do so from 70 ms on, so that and a single turn of a fifth of the \
-             threshold are WATCH.",
+             threshold are WATCH. A request meets a long turn as often as the loop spends time in them: a quarter is \
+             WARN where it was less before. What a turn waits for a CPU is not its fault and does not count.",
     raise: Duration::ZERO,
     clear: Duration::from_secs(5),
     hazard: false,
@@ -57,16 +58,19 @@ const HABIT_NS: u64 = 60_000_000_000;
 const MEMORY_NS: u64 = 3_600_000_000_000;
 /// A loop that spends half of half a minute in long turns hardly turns at all.
 const HARDLY: f64 = 0.5;
+/// Every fourth request meets a long turn: too many, unless it was always so.
+const OFTEN: f64 = 0.25;
 const LATELY: Duration = Duration::from_secs(15);
 /// A thread that spends this share of its time in long turns is no loop that serves.
 const HABITUAL: f64 = 0.1;
 
-/// How a loop has been so far. Ticks sample it: the share of ticks in a long turn is the share of time in long turns.
-#[derive(Debug, Clone, Copy, Default)]
+/// How a loop has been so far.
+#[derive(Debug, Clone, Default)]
 struct Habit {
-    turns: u64,
-    max_ns: u64,
+    /// At the tick before.
+    last: EventLoop,
     observed_ns: u64,
+    /// Part of that in long turns, without what they waited for a CPU.
     stuck_ns: u64,
     /// The same share of late.
     lately: Mean,
@@ -96,12 +100,14 @@ struct Found<'a> {
     what: What,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq)]
 enum What {
     /// A turn is open.
     Open,
-    /// A turn is over that was too long.
-    Over,
+    /// A turn is over that was too long, and waited so long for a CPU.
+    Over { waited_ns: u64 },
+    /// It spends this share of its time in long turns.
+    Hardly { share: f64 },
     /// Turns are long as a rule.
     Lags,
 }
@@ -150,28 +156,33 @@ impl EventLoops {
         Self { block_ns, habits: ByKey::default(), round: 0 }
     }
 
-    /// Brings a loop's habits up to date; returns those before this tick, or `None` if there is no room.
-    fn habit(&mut self, thread: &Thread, turning: &EventLoop, elapsed_ns: u64) -> Option<Habit> {
+    /// Brings a loop's habits up to date; returns those before this tick and its share of long turns of late, or `None` if
+    /// there is no room.
+    fn habit(
+        &mut self,
+        thread: &Thread,
+        turning: &EventLoop,
+        elapsed_ns: u64,
+    ) -> Option<(Habit, f64)> {
         if self.habits.len() >= MAX_LOOPS && !self.habits.contains_key(&thread.tid) {
             return None;
         }
         let habit = self.habits.entry(thread.tid).or_default();
-        if turning.turns < habit.turns {
+        if turning.turns < habit.last.turns {
             *habit = Habit::default();
         }
-        let before = *habit;
+        let before = habit.clone();
         habit.round = self.round;
-        (habit.turns, habit.max_ns) = (turning.turns, turning.max_ns);
+        habit.last.clone_from(turning);
         habit.observed_ns = habit.observed_ns.saturating_add(elapsed_ns);
-        let stuck = turning.open_ns >= self.block_ns / 5;
-        habit.lately.add(f64::from(u8::from(stuck)), elapsed_ns, LATELY);
-        if stuck {
-            habit.stuck_ns = habit.stuck_ns.saturating_add(turning.open_ns.min(elapsed_ns));
-        }
+        let stuck_ns = stuck_ns(&before.last, turning, self.block_ns / 5).min(elapsed_ns);
+        habit.stuck_ns = habit.stuck_ns.saturating_add(stuck_ns);
+        let share = stuck_ns as f64 / elapsed_ns.max(1) as f64;
+        let lately = habit.lately.add(share, elapsed_ns, LATELY);
         if habit.observed_ns >= MEMORY_NS {
             (habit.observed_ns, habit.stuck_ns) = (habit.observed_ns / 2, habit.stuck_ns / 2);
         }
-        Some(before)
+        Some((before, lately))
     }
 
     /// Judges one loop.
@@ -181,18 +192,22 @@ impl EventLoops {
         turning: &'a EventLoop,
         tick: &Tick<'_>,
     ) -> Option<Result<Found<'a>, &'static str>> {
-        let habit = self.habit(thread, turning, tick.seen.elapsed_ns)?;
+        let (habit, share) = self.habit(thread, turning, tick.seen.elapsed_ns)?;
         let found = |what, level| Some(Ok(Found { thread, turning, level, what }));
-        let serves = || serves(thread, habit, tick.seen);
+        let serves = || serves(thread, &habit, tick.seen);
         let alone = || tick.is_alone(thread.pid);
-        let hardly = habit.lately.value() >= HARDLY;
-        let longer = turning.max_ns > habit.max_ns;
-        let (what, length_ns) = match turning.open_ns {
-            open_ns if open_ns >= self.block_ns => (What::Open, open_ns),
-            _ if longer && turning.max_ns >= self.block_ns => (What::Over, turning.max_ns),
+        let hardly = share >= HARDLY || share >= OFTEN && habit.is_steady();
+        let longer = turning.max_ns > habit.last.max_ns;
+        let waited_ns = turning.gap_waiting_ns.saturating_sub(habit.last.gap_waiting_ns);
+        let over = What::Over { waited_ns: if longer { waited_ns } else { 0 } };
+        let (what, length_ns, waited_ns) = match turning.open_ns {
+            open_ns if open_ns >= self.block_ns => (What::Open, open_ns, turning.open_waiting_ns),
+            _ if longer && turning.max_ns >= self.block_ns => (over, turning.max_ns, waited_ns),
             _ if turning.turns < MIN_TURNS => return None,
-            _ if hardly && serves() && alone() => return found(What::Lags, Level::Warn),
-            _ if turning.max_ns >= self.block_ns / 5 => return found(What::Over, Level::Watch),
+            _ if hardly && serves() && alone() => {
+                return found(What::Hardly { share }, Level::Warn);
+            }
+            _ if turning.max_ns >= self.block_ns / 5 => return found(over, Level::Watch),
             _ if turning.p99_ns >= LAG_NS && turning.recent_turns >= MIN_LAG_TURNS => {
                 return found(What::Lags, Level::Watch);
             }
@@ -207,26 +222,48 @@ impl EventLoops {
             return found(what, Level::Watch);
         }
         let limit_ns = self.block_ns.saturating_mul(if serves() { 1 } else { IDLE_FACTOR });
+        // With a CPU of its own it would have been in time: others tell who has it.
+        let in_time = length_ns.saturating_sub(waited_ns) < limit_ns;
+        let length_ns = if in_time { length_ns / IDLE_FACTOR } else { length_ns };
         let level = match length_ns {
             _ if length_ns < limit_ns => Level::Watch,
-            _ if length_ns < limit_ns.saturating_mul(10) || what == What::Over => Level::Warn,
+            _ if length_ns < limit_ns.saturating_mul(10) || what != What::Open => Level::Warn,
             _ => Level::Critical,
         };
         found(what, level)
     }
 }
 
+/// Time since the tick before in turns of `long_ns` and longer, without what they waited for a CPU.
+fn stuck_ns(before: &EventLoop, now: &EventLoop, long_ns: u64) -> u64 {
+    let open = |turning: &EventLoop| {
+        let is_long = turning.open_ns >= long_ns;
+        if is_long { turning.open_ns.saturating_sub(turning.open_waiting_ns) } else { 0 }
+    };
+    if before.turns == 0 {
+        // Nobody knows when its gaps were.
+        return open(now);
+    }
+    // Several may have ended: then their mean decides.
+    let gaps = now.gaps.saturating_sub(before.gaps).max(1);
+    let ended_ns = now.gap_ns.saturating_sub(before.gap_ns);
+    let waited_ns = now.gap_waiting_ns.saturating_sub(before.gap_waiting_ns);
+    let are_long = ended_ns >= long_ns.saturating_mul(gaps);
+    let ended_ns = if are_long { ended_ns.saturating_sub(waited_ns) } else { 0 };
+    ended_ns.saturating_add(open(now)).saturating_sub(open(before))
+}
+
 impl Habit {
     /// Whether its turns have been short for long enough to say that a long one is out of the ordinary. Threads of Go's
     /// runtime poll now and then and then do something else, and are told from loops by this alone.
-    fn is_steady(self) -> bool {
+    fn is_steady(&self) -> bool {
         self.observed_ns >= HABIT_NS && (self.stuck_ns as f64) < HABITUAL * self.observed_ns as f64
     }
 }
 
 /// Whether somebody waits for this loop's turn: it listens, or PM2's daemon may listen for it, unless it computes all the
 /// time. The first process reads its configuration anew now and then, and serves nobody meanwhile.
-fn serves(thread: &Thread, habit: Habit, seen: &Seen<'_>) -> bool {
+fn serves(thread: &Thread, habit: &Habit, seen: &Seen<'_>) -> bool {
     let usual = || habit.observed_ns < HABIT_NS || habit.is_steady();
     let instance = || seen.process(thread.pid).and_then(|process| process.pm2.as_ref()?.instance);
     thread.pid != 1 && (thread.listens != Some(false) || usual() && instance().is_some())
@@ -280,7 +317,13 @@ impl Cause {
     fn culprit(self, own: &Party, seen: &Seen<'_>) -> Option<Party> {
         match self {
             Self::Computes | Self::Sleeps => Some(own.clone()),
-            Self::Starved => None,
+            Self::Starved => {
+                // Not who was to blame for the turn before.
+                let others = || Some(party::kernel("other programs", 1.0));
+                let has = starvation::culprit(seen);
+                has.filter(|party| own.pid.is_none_or(|pid| !party.pids.contains(&pid)))
+                    .or_else(others)
+            }
             Self::Blocked(Class::PageIn | Class::Reclaim) => {
                 let pid = seen.snapshot.oom.culprit_pid?;
                 Some(party::process(seen.snapshot, pid, "", 1.0))
@@ -315,7 +358,17 @@ impl Found<'_> {
                 cause.culprit(&own, seen),
                 cause.advice(),
             ),
-            What::Over => (
+            What::Over { waited_ns } if *waited_ns >= turning.max_ns / 2 => (
+                format!(
+                    "the event loop of {} did not turn for {:.2} s within the last minute: it waited for a CPU {:.2} s",
+                    own.title,
+                    seconds(turning.max_ns),
+                    seconds(*waited_ns)
+                ),
+                Cause::Starved.culprit(&own, seen),
+                Cause::Starved.advice(),
+            ),
+            What::Over { .. } => (
                 format!(
                     "the event loop of {} did not turn for {:.2} s within the last minute",
                     own.title,
@@ -323,6 +376,16 @@ impl Found<'_> {
                 ),
                 Some(own.clone()),
                 "see the span event_loop.stall for what it did meanwhile",
+            ),
+            What::Hardly { share } => (
+                format!(
+                    "the event loop of {} spends {} % of its time in long turns; the longest of the last minute took {:.2} s",
+                    own.title,
+                    percent(*share),
+                    seconds(turning.max_ns)
+                ),
+                Some(own.clone()),
+                Cause::Computes.advice(),
             ),
             What::Lags => (
                 format!(

@@ -1,6 +1,9 @@
 //! Services that get no CPU, and who has it.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use super::{percent, throttled};
 use crate::{
@@ -18,7 +21,9 @@ pub static KIND: Kind = Kind {
     help: "threads of services wait for a CPU that others have",
     reason: "A tenth of a second in each second is felt (WATCH). A compiler beside a service costs about that much, because \
              the scheduler lets whoever sleeps a lot go first; so WARN needs three tenths, and work that takes three times \
-             as long as it would alone. A service that waits for its own threads has too much to do, and starves nobody.",
+             as long as it would on a host of its own. The scheduler gives a fair share to each: beside some compilers a \
+             service gets a fifth, and only beside a crowd or a real-time program a tenth of what it wants (CRITICAL). A service that waits for its own threads has too much to do, and \
+             starves nobody.",
     raise: Duration::from_secs(10),
     clear: Duration::from_secs(15),
     hazard: false,
@@ -37,9 +42,13 @@ const FORGOTTEN: f64 = 0.001;
 const CONSTANT: Duration = Duration::from_secs(5);
 /// Share of its time that the worst thread waits, and how many times as long the process's work takes: for each level.
 const LEVELS: [(Level, f64, f64); 3] =
-    [(Level::Critical, 0.6, 5.0), (Level::Warn, 0.3, 3.0), (Level::Watch, 0.1, 1.0)];
+    [(Level::Critical, 0.6, 10.0), (Level::Warn, 0.3, 3.0), (Level::Watch, 0.1, 1.0)];
 /// A real-time program with so many CPUs is named whatever others use: nobody below it can run.
 const REAL_TIME: f64 = 0.3;
+/// Programs whose processes come and go are remembered for this long.
+const COME_AND_GO_NS: u64 = 60_000_000_000;
+/// At most so many of them: as many as there are rows of those who use the CPU.
+const MAX_PROGRAMS: usize = 64;
 /// If the hypervisor or a quota takes this share, another kind tells of it.
 const ELSEWHERE: f64 = 0.1;
 
@@ -51,19 +60,26 @@ struct Wait {
     /// Sums over its threads, in CPUs.
     waiting: Mean,
     running: Mean,
+    /// Both at the last tick.
+    wanted: f64,
     round: u32,
 }
 
 impl Wait {
-    /// How many times as long its work takes.
-    fn slowdown(self) -> f64 {
+    /// How many times as long its work takes as on a host of its own with so many CPUs, on which its threads would wait for
+    /// each other; as if it never did, for 0.
+    fn slowdown(self, cpus: u64) -> f64 {
+        let (waiting, running) = (self.waiting.value(), self.running.value());
+        // The means begin at zero.
+        let wanted = self.wanted.max(waiting + running);
+        let alone = if cpus == 0 { 1.0 } else { (wanted / cpus as f64).max(1.0) };
         // Below a thousandth of a CPU everything is noise.
-        1.0 + self.waiting.value() / self.running.value().max(0.001)
+        (1.0 + waiting / running.max(0.001)) / alone
     }
 
-    fn level(self) -> Option<Level> {
+    fn level(self, cpus: u64) -> Option<Level> {
         let reaches = |(_, ratio, slowdown): &&(Level, f64, f64)| {
-            self.worst.value() >= *ratio && self.slowdown() >= *slowdown
+            self.worst.value() >= *ratio && self.slowdown(cpus) >= *slowdown
         };
         LEVELS.iter().find(reaches).map(|(level, ..)| *level)
     }
@@ -73,6 +89,10 @@ impl Wait {
 struct Starvation {
     waits: ByKey<u32, Wait>,
     round: u32,
+    /// Who used the CPU at the tick before.
+    before: Vec<(u32, String)>,
+    /// When a process of a program that uses the CPU ended last.
+    ended_ns: HashMap<String, u64>,
 }
 
 /// A process that waits.
@@ -80,10 +100,42 @@ struct Victim<'a> {
     pid: u32,
     name: &'a str,
     wait: Wait,
+    slowdown: f64,
     level: Level,
 }
 
 impl Starvation {
+    /// Keeps in mind which programs' processes come and go.
+    fn follow_programs(&mut self, seen: &Seen<'_>) {
+        let rows = &seen.snapshot.sched.consumers;
+        let is_there =
+            |pid: u32| seen.process(pid).is_some() || rows.iter().any(|row| row.pid == pid);
+        for (_, name) in self.before.drain(..).filter(|(pid, _)| !is_there(*pid)) {
+            if self.ended_ns.len() < MAX_PROGRAMS {
+                self.ended_ns.insert(name, seen.now_ns);
+            }
+        }
+        self.ended_ns.retain(|_, at_ns| seen.now_ns.saturating_sub(*at_ns) < COME_AND_GO_NS);
+        let rows = rows.iter().take(MAX_PROGRAMS).filter(|row| is_plain(row.pid, seen));
+        self.before.extend(rows.map(|row| (row.pid, row.name.clone())));
+    }
+
+    /// Of a program whose processes come and go, none is to blame: the next is there before anybody has looked.
+    fn lasting(&self, party: Party, seen: &Seen<'_>) -> Party {
+        let rows = seen.snapshot.sched.consumers.iter();
+        // Who waits for them stays: it is whoever starts them.
+        let starts =
+            |pid: u32| rows.clone().any(|row| row.pid == pid && row.children_cpu_ratio > 0.0);
+        let is_one = party.pid.is_some_and(|pid| is_plain(pid, seen) && !starts(pid));
+        if !is_one || !self.ended_ns.contains_key(&party.name) {
+            return party;
+        }
+        let same = rows.filter(|row| row.name == party.name);
+        let pids: Vec<u32> = same.map(|row| row.pid).take(MAX_PIDS).collect();
+        let title = format!("{} (processes that come and go)", party.name);
+        Party { group: Group::Program, pid: None, pids, title, ..party }
+    }
+
     /// Brings those who wait, or waited of late, up to date; the others cost nothing.
     fn follow(&mut self, seen: &Seen<'_>) {
         self.round = self.round.wrapping_add(1);
@@ -105,7 +157,7 @@ impl Starvation {
         }
         for (pid, (worst, waiting, running)) in sums {
             let Some(wait) = self.waits.get_mut(&pid) else { continue };
-            wait.round = self.round;
+            (wait.round, wait.wanted) = (self.round, waiting + running);
             wait.worst.add(worst, seen.elapsed_ns, CONSTANT);
             wait.waiting.add(waiting, seen.elapsed_ns, CONSTANT);
             wait.running.add(running, seen.elapsed_ns, CONSTANT);
@@ -118,8 +170,11 @@ impl Starvation {
 
     /// Processes that wait, the worst first, without those that a quota holds back.
     fn victims<'a>(&self, seen: &'a Seen<'_>) -> Vec<Victim<'a>> {
+        // A real-time program is to blame however much the service has to do.
+        let cpus = if has_real_time(seen) { 0 } else { seen.snapshot.limit.host.cpus };
         let victim = |(pid, wait): (&u32, &Wait)| {
-            Some(Victim { pid: *pid, name: "", wait: *wait, level: wait.level()? })
+            let (slowdown, level) = (wait.slowdown(cpus), wait.level(cpus)?);
+            Some(Victim { pid: *pid, name: "", wait: *wait, slowdown, level })
         };
         let mut victims: Vec<_> = self.waits.iter().filter_map(victim).collect();
         if victims.is_empty() {
@@ -148,24 +203,41 @@ impl Starvation {
     }
 }
 
+fn cpus_of(row: &Consumer) -> f64 {
+    row.cpu_ratio + row.children_cpu_ratio
+}
+
+fn is_real_time(row: &Consumer) -> bool {
+    matches!(row.policy.as_str(), "fifo" | "rr" | "deadline")
+}
+
+/// Whether real-time programs use so much that nobody below them may run.
+fn has_real_time(seen: &Seen<'_>) -> bool {
+    let rows = seen.snapshot.sched.consumers.iter().filter(|row| is_real_time(row));
+    rows.map(cpus_of).sum::<f64>() >= REAL_TIME
+}
+
 /// Who has the CPU. Those who take only what nobody else wants do not count.
-fn culprit(seen: &Seen<'_>) -> Option<Party> {
+pub(super) fn culprit(seen: &Seen<'_>) -> Option<Party> {
     let consumers = &seen.snapshot.sched.consumers;
-    let used = |row: &Consumer| row.cpu_ratio + row.children_cpu_ratio;
-    let real_time = |row: &&Consumer| matches!(row.policy.as_str(), "fifo" | "rr" | "deadline");
     let causes = |rows: &mut dyn Iterator<Item = &Consumer>| -> Option<Party> {
-        let causes: Vec<_> = rows.map(|row| (row.pid, row.name.clone(), used(row))).collect();
+        let causes: Vec<_> = rows.map(|row| (row.pid, row.name.clone(), cpus_of(row))).collect();
         let causes: Vec<_> =
             causes.iter().map(|(pid, name, used)| (*pid, name.as_str(), *used)).collect();
         party::culprit(seen.snapshot, &causes)
     };
-    if consumers.iter().filter(real_time).map(used).sum::<f64>() >= REAL_TIME {
-        return causes(&mut consumers.iter().filter(real_time));
+    if has_real_time(seen) {
+        return causes(&mut consumers.iter().filter(|row| is_real_time(row)));
     }
     if seen.snapshot.sched.steal_ratio >= ELSEWHERE {
         return Some(party::kernel("hypervisor (steal)", 1.0));
     }
     causes(&mut consumers.iter().filter(|row| row.policy != "idle"))
+}
+
+/// Whether a process is of no service, application or container: its program is all that is known of it.
+fn is_plain(pid: u32, seen: &Seen<'_>) -> bool {
+    seen.process(pid).is_none_or(|process| party::group_of(process).0 == Group::Program)
 }
 
 /// Whether a process belongs to the group that has the CPU.
@@ -181,11 +253,12 @@ fn is_own(pid: u32, culprit: &Party, seen: &Seen<'_>) -> bool {
 impl Detector for Starvation {
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
         self.follow(seen);
+        self.follow_programs(seen);
         let mut victims = self.victims(seen);
         if victims.is_empty() {
             return;
         }
-        let culprit = culprit(seen);
+        let culprit = culprit(seen).map(|party| self.lasting(party, seen));
         for victim in &mut victims {
             let own = culprit.as_ref().is_some_and(|party| is_own(victim.pid, party, seen));
             let elsewhere = seen.snapshot.sched.steal_ratio >= ELSEWHERE;
@@ -226,7 +299,7 @@ fn judgement(
             "{} waits {} % of its time for a CPU, and takes {:.0} times as long for its work{who}",
             party(worst).title,
             percent(worst.wait.worst.value()),
-            worst.wait.slowdown().min(999.0)
+            worst.slowdown.min(999.0)
         ),
         advice: advice(culprit.as_ref(), seen),
         culprit,
@@ -238,7 +311,7 @@ fn numbers(worst: &Victim<'_>, seen: &Seen<'_>) -> Vec<Evidence> {
     vec![
         evidence("waiting_for_cpu", worst.wait.worst.value(), "1", "iter/task")
             .with(Quality::Sampled),
-        evidence("slowdown", worst.wait.slowdown(), "1", "iter/task").with(Quality::Estimated),
+        evidence("slowdown", worst.slowdown, "1", "iter/task").with(Quality::Estimated),
         evidence("busy", seen.snapshot.sched.busy_ratio, "1", "/proc/stat"),
     ]
     .into_iter()
@@ -256,7 +329,7 @@ fn policy<'a>(party: &Party, seen: &Seen<'a>) -> Option<&'a str> {
 fn used(party: &Party, seen: &Seen<'_>) -> f64 {
     let pids: BTreeSet<u32> = party.pids.iter().copied().collect();
     let rows = seen.snapshot.sched.consumers.iter().filter(|row| pids.contains(&row.pid));
-    rows.map(|row| row.cpu_ratio + row.children_cpu_ratio).sum()
+    rows.map(cpus_of).sum()
 }
 
 fn advice(culprit: Option<&Party>, seen: &Seen<'_>) -> String {

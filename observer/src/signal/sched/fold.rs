@@ -50,6 +50,9 @@ struct Past {
     run_delay_ns: u64,
     first_run_delay_ns: Option<u64>,
     gaps: VecDeque<(u64, u64)>,
+    /// Time in gaps, and of it waiting for a CPU.
+    gap_ns: u64,
+    gap_waiting_ns: u64,
     recent: Recent,
     /// What the process's total has of its loop.
     counted: Watch,
@@ -149,10 +152,12 @@ impl Sched {
     fn tell(&mut self, judged: &Judged, now: Now, who: &mut dyn Who, out: &mut Output) {
         self.view.stalls += 1;
         let gap = &judged.gap;
-        let gaps = &mut self.past.entry(gap.header.tid).or_default().gaps;
-        gaps.push_back((gap.header.ktime_ns, gap.duration_ns));
-        if gaps.len() > 64 {
-            gaps.pop_front();
+        let past = self.past.entry(gap.header.tid).or_default();
+        past.gap_ns = past.gap_ns.saturating_add(gap.duration_ns);
+        past.gap_waiting_ns = past.gap_waiting_ns.saturating_add(gap.waiting_ns);
+        past.gaps.push_back((gap.header.ktime_ns, gap.duration_ns));
+        if past.gaps.len() > 64 {
+            past.gaps.pop_front();
         }
         out.span(span::gap(judged, now, who));
     }
@@ -308,9 +313,16 @@ impl Sched {
             add_turns(&mut total.turns, watch, &std::mem::replace(&mut past.counted, *watch));
         }
         let (recent_turns, p99_ns) = past.recent.turns(watch, readings.now.ktime_ns);
-        let event_loop = is_loop.then(|| {
-            let open = self.open(row, watch, readings);
-            EventLoop { turns: watch.turns, gaps: watch.gaps, max_ns, recent_turns, p99_ns, ..open }
+        let (gap_ns, gap_waiting_ns) = (past.gap_ns, past.gap_waiting_ns);
+        let event_loop = is_loop.then(|| EventLoop {
+            turns: watch.turns,
+            gaps: watch.gaps,
+            gap_ns,
+            gap_waiting_ns,
+            max_ns,
+            recent_turns,
+            p99_ns,
+            ..self.open(row, watch, readings)
         });
         Thread {
             pid: row.tgid,

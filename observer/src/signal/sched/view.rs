@@ -57,6 +57,12 @@ pub struct EventLoop {
     pub turns: u64,
     /// Gaps over the threshold.
     pub gaps: u64,
+    /// Time in gaps that are over, since the agent started to watch it.
+    #[serde(default)]
+    pub gap_ns: u64,
+    /// Part of it waiting for a CPU.
+    #[serde(default)]
+    pub gap_waiting_ns: u64,
     /// The longest gap of the last minute.
     pub max_ns: u64,
     /// Turns of the last five to ten seconds.
