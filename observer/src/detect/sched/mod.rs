@@ -1,6 +1,7 @@
 //! Stalls: loops that do not turn, threads that get no CPU, tasks that cannot even be killed.
 
 pub mod blocked;
+mod credits;
 pub mod event_loop;
 pub mod responsiveness;
 mod stack;

@@ -148,6 +148,16 @@ fn stolen_time_is_told_when_it_lasts() {
     let told = check(&[(3600, 0.0, 0.9), (200, 0.7, 0.2)], "3641:WATCH 3642:WARN");
     let message = told.map(|finding| finding.message).unwrap_or_default();
     assert!(message.contains("credits are spent"), "{message}");
+    // It was held at a fifth once. What was saved since then, and how long that lasts, is known.
+    let spent = [(3600, 0.0, 0.9), (200, 0.7, 0.2), (1800, 0.0, 0.1)];
+    let told = check(
+        &[&spent[..], &[(300, 0.0, 0.9)]].concat(),
+        "3641:WATCH 3642:WARN 3876:clear 5673:WATCH",
+    );
+    let told = told.expect("it is told");
+    let says = |part| assert!(told.message.contains(part), "{}", told.message);
+    says("20 % is what it may always use (learned");
+    says("CPU credits end in 9 min at the latest, if that goes on");
 }
 
 /// Tasks as (pid, seconds that it waits, stack).
