@@ -10,22 +10,17 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{
-            AtomicBool, AtomicU64,
-            Ordering::{Acquire, Relaxed, Release},
-        },
-        mpsc,
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
-    thread::{self, Thread},
     time::{Duration, Instant},
 };
 
-use crossbeam_queue::ArrayQueue;
 use sd_notify::NotifyState;
 
 use crate::{
     config::{Config, Kind, Setting},
     detect::{self, Level, Told},
+    queue_thread::{Items, QueueThread},
     snapshot::{Loss, Program, Snapshot, Verdict},
     telemetry::Batch,
 };
@@ -61,18 +56,14 @@ const MAX_LINE_BYTES: usize = 900;
 /// The sampler's end of the thread.
 #[derive(Debug)]
 pub struct Alerts {
-    shared: Arc<Shared>,
-    thread: Thread,
-    ended: mpsc::Receiver<()>,
+    queue: QueueThread<(Arc<Snapshot>, Arc<Batch>)>,
+    unsaid: Arc<Unsaid>,
     program: Option<Program>,
 }
 
-#[derive(Debug)]
-struct Shared {
-    waiting: ArrayQueue<(Arc<Snapshot>, Arc<Batch>)>,
-    ending: AtomicBool,
-    /// Ticks that the thread was too slow for.
-    late: AtomicU64,
+/// What was not said.
+#[derive(Debug, Default)]
+struct Unsaid {
     /// Lines beyond the bound, or that the kernel did not take.
     unwritten: AtomicU64,
     /// Words that systemd did not take.
@@ -87,22 +78,14 @@ impl Alerts {
     pub fn start(config: &Config) -> io::Result<Self> {
         let opened = config.bool(&KMSG).then(|| open(Path::new(DEVICE)));
         let program = opened.as_ref().map(row);
-        let shared = Arc::new(Shared {
-            waiting: ArrayQueue::new(MAX_WAITING),
-            ending: AtomicBool::new(false),
-            late: AtomicU64::new(0),
-            unwritten: AtomicU64::new(0),
-            unheard: AtomicU64::new(0),
-        });
-        let (end, ended) = mpsc::channel();
-        let of_thread = Arc::clone(&shared);
-        let log = opened.and_then(Result::ok).map(Log::new);
-        let join = thread::Builder::new().name("alerts".to_owned()).spawn(move || {
-            of_thread.work(log);
-            // Nobody may wait.
-            end.send(()).ok();
-        })?;
-        Ok(Self { shared, thread: join.thread().clone(), ended, program })
+        Self::spawn(opened.and_then(Result::ok), program)
+    }
+
+    fn spawn(file: Option<File>, program: Option<Program>) -> io::Result<Self> {
+        let unsaid = Arc::<Unsaid>::default();
+        let of_thread = Arc::clone(&unsaid);
+        let work = move |ticks| say(ticks, file.map(Log::new), &of_thread);
+        Ok(Self { queue: QueueThread::start("alerts", MAX_WAITING, work)?, unsaid, program })
     }
 
     /// Whether the kernel's log can be written; `None` if it shall not be.
@@ -112,57 +95,41 @@ impl Alerts {
 
     /// Hands over a tick, if a finding has changed in it.
     pub fn offer(&self, snapshot: &Arc<Snapshot>, batch: &Arc<Batch>) {
-        if !batch.events.iter().any(|event| detect::told(event).is_some()) {
-            return;
+        if batch.events.iter().any(|event| detect::told(event).is_some()) {
+            self.queue.offer((Arc::clone(snapshot), Arc::clone(batch)));
         }
-        let tick = (Arc::clone(snapshot), Arc::clone(batch));
-        if self.shared.waiting.force_push(tick).is_some() {
-            self.shared.late.fetch_add(1, Relaxed);
-        }
-        self.thread.unpark();
     }
 
     /// What was not said.
     pub fn losses(&self) -> Vec<Loss> {
-        let row = |stage: &str, count: &AtomicU64| Loss {
-            stage: stage.to_owned(),
-            count: count.load(Relaxed),
-        };
+        let row = |stage: &str, count| Loss { stage: stage.to_owned(), count };
         vec![
-            row("alert.queue", &self.shared.late),
-            row("alert.kmsg", &self.shared.unwritten),
-            row("alert.notify", &self.shared.unheard),
+            row("alert.queue", self.queue.late()),
+            row("alert.kmsg", self.unsaid.unwritten.load(Relaxed)),
+            row("alert.notify", self.unsaid.unheard.load(Relaxed)),
         ]
     }
 
     /// Ends the thread once it has said what it has; false if it did not come to that within this time.
     pub fn finish(&self, within: Duration) -> bool {
-        self.shared.ending.store(true, Release);
-        self.thread.unpark();
-        self.ended.recv_timeout(within).is_ok()
+        self.queue.finish(within)
     }
 }
 
-impl Shared {
-    fn work(&self, mut log: Option<Log>) {
-        let nothing = status(&detect::View::default());
-        self.notify(&[NotifyState::Ready, NotifyState::Status(&nothing)]);
-        loop {
-            // Read before the queue is: what was offered before the end is said.
-            let ending = self.ending.load(Acquire);
-            while let Some((snapshot, batch)) = self.waiting.pop() {
-                if let Some(log) = &mut log {
-                    self.unwritten.fetch_add(log.say(&batch, Instant::now()), Relaxed);
-                }
-                self.notify(&[NotifyState::Status(&status(&snapshot.detect))]);
-            }
-            if ending {
-                return self.notify(&[NotifyState::Stopping]);
-            }
-            thread::park();
+/// What the thread does.
+fn say(ticks: Items<(Arc<Snapshot>, Arc<Batch>)>, mut log: Option<Log>, unsaid: &Unsaid) {
+    let nothing = status(&detect::View::default());
+    unsaid.notify(&[NotifyState::Ready, NotifyState::Status(&nothing)]);
+    for (snapshot, batch) in ticks {
+        if let Some(log) = &mut log {
+            unsaid.unwritten.fetch_add(log.say(&batch, Instant::now()), Relaxed);
         }
+        unsaid.notify(&[NotifyState::Status(&status(&snapshot.detect))]);
     }
+    unsaid.notify(&[NotifyState::Stopping]);
+}
 
+impl Unsaid {
     /// Does nothing where no systemd has started the agent.
     fn notify(&self, states: &[NotifyState<'_>]) {
         if sd_notify::notify(states).is_err() {
@@ -272,6 +239,8 @@ fn one_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+
     use super::*;
     use crate::{
         detect::{Detect, Finding, View},
@@ -354,6 +323,27 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), line.repeat(MAX_LINES / 2));
         let mut full = Log::new(open(Path::new("/dev/full")).unwrap());
         assert_eq!(full.say(&batch, now), 1);
+    }
+
+    /// A console that does not drain makes a write to the kernel's log wait, here a pipe that nobody reads.
+    #[test]
+    fn a_kernel_log_that_blocks_holds_up_nobody() {
+        let (reader, writer) = io::pipe().unwrap();
+        let flags = fcntl_getfl(&writer).unwrap();
+        fcntl_setfl(&writer, flags | OFlags::NONBLOCK).unwrap();
+        while (&writer).write(&[b'.'; 4096]).is_ok() {}
+        fcntl_setfl(&writer, flags).unwrap();
+        let file = File::from(std::os::fd::OwnedFd::from(writer));
+        let alerts = Alerts::spawn(Some(file), None).unwrap();
+        let (snapshot, batch) = (Arc::default(), Arc::new(batch()));
+        (0..MAX_WAITING + 5).for_each(|_| alerts.offer(&snapshot, &batch));
+        // The thread has one of them, or none yet.
+        let late = alerts.losses()[0].count;
+        assert!((4..=5).contains(&late), "{late}");
+        assert!(!alerts.finish(Duration::ZERO), "it waits for the console");
+        drop(reader);
+        assert!(alerts.finish(Duration::from_secs(30)));
+        assert!(alerts.losses()[1].count > 0, "what the log did not take is counted");
     }
 
     #[test]

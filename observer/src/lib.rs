@@ -17,6 +17,7 @@ pub mod limits;
 mod line_file;
 pub mod lines;
 pub mod proc;
+mod queue_thread;
 pub mod record;
 pub mod replay;
 pub mod sampler;

@@ -56,6 +56,9 @@ pub fn replay(path: &Path, config: &Config, form: Form, out: &mut dyn Write) -> 
                 // The live detectors judge it before it has this part.
                 let without = |snapshot| Snapshot { detect: View::default(), ..snapshot };
                 let snapshot = without(std::sync::Arc::unwrap_or_clone(snapshot));
+                if replay.turn(&snapshot)? == Turn::Back {
+                    detect = Detect::new(config);
+                }
                 let mut found = Output::default();
                 detect.tick(&snapshot, false, &mut found);
                 replay.seen.add(&snapshot);
@@ -75,17 +78,32 @@ pub fn replay(path: &Path, config: &Config, form: Form, out: &mut dyn Write) -> 
 #[derive(Debug, Default)]
 struct Seen {
     snapshots: u64,
-    first_unix_ns: Option<u64>,
-    last_unix_ns: u64,
+    /// Time from each snapshot to the next.
+    span_ns: u64,
+    last_uptime_ns: u64,
 }
 
 impl Seen {
     fn add(&mut self, snapshot: &Snapshot) {
+        if self.snapshots > 0 {
+            self.span_ns += snapshot.uptime_ns.saturating_sub(self.last_uptime_ns);
+        }
         self.snapshots += 1;
-        self.first_unix_ns.get_or_insert(snapshot.time_unix_ns);
-        self.last_unix_ns = snapshot.time_unix_ns;
+        self.last_uptime_ns = snapshot.uptime_ns;
     }
 }
+
+/// How the time of a snapshot follows on that before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// As it should.
+    On,
+    /// It is of an earlier time: of another boot, or of another recording that was put behind this one.
+    Back,
+}
+
+/// A pause between two snapshots that is worth a line.
+const PAUSE_NS: u64 = 60_000_000_000;
 
 /// Prints.
 struct Replay<'a> {
@@ -103,6 +121,28 @@ impl Replay<'_> {
         let Header { agent_version, host_name, kernel, .. } = header;
         let time = self.time(header.start_unix_ns);
         writeln!(self.out, "{time} observer {agent_version} starts on {host_name}, kernel {kernel}")
+    }
+
+    /// Says where the recording has a gap, or goes back.
+    fn turn(&mut self, snapshot: &Snapshot) -> io::Result<Turn> {
+        let last_ns = self.seen.last_uptime_ns;
+        let turn = if snapshot.uptime_ns < last_ns { Turn::Back } else { Turn::On };
+        let pause_ns = snapshot.uptime_ns.saturating_sub(last_ns);
+        if self.seen.snapshots == 0 || self.form.json || turn == Turn::On && pause_ns < PAUSE_NS {
+            return Ok(turn);
+        }
+        let time = self.time(snapshot.time_unix_ns);
+        match turn {
+            Turn::On => {
+                writeln!(self.out, "{time} nothing was recorded for {}", duration(pause_ns))?
+            }
+            Turn::Back => writeln!(
+                self.out,
+                "{time} the time since boot goes back by {}: another boot; what was found before is left",
+                duration(last_ns - snapshot.uptime_ns)
+            )?,
+        }
+        Ok(turn)
     }
 
     fn recorded(&mut self, event: &Event) -> io::Result<()> {
@@ -139,8 +179,7 @@ impl Replay<'_> {
         if self.form.json {
             return self.out.flush();
         }
-        let Seen { snapshots, first_unix_ns, last_unix_ns } = self.seen;
-        let span_ns = last_unix_ns.saturating_sub(first_unix_ns.unwrap_or(last_unix_ns));
+        let Seen { snapshots, span_ns, .. } = self.seen;
         writeln!(
             self.out,
             "{} over {}; {} since the agent's last start, {} at the end",
@@ -286,6 +325,37 @@ mod tests {
         };
         assert_eq!(cut(header(0)), 2, "raised and cleared");
         assert_eq!(cut(header(15)), 3, "raised, raised by the second agent, and cleared");
+    }
+
+    #[test]
+    fn a_recording_that_goes_back_or_has_a_gap_says_so() {
+        let findings = Form { findings: true, json: false };
+        let twice: Vec<_> = [header(0)].into_iter().chain(lines(1)).chain(lines(1)).collect();
+        let raised = "12 WARN agent.uplink";
+        let cleared = "40 cleared agent.uplink";
+        let back = "the time since boot goes back by 59s";
+        let expect = [
+            "starts",
+            raised,
+            "do:",
+            cleared,
+            back,
+            raised,
+            "do:",
+            cleared,
+            "120 snapshots over 1m58s",
+        ];
+        check(&twice, findings, &expect);
+        // It was held when the recording broke off, and hours later it still was: it counts from then on.
+        let state = |second| if second == 11 || second > 11_000 { "held" } else { "open" };
+        let gap = (1..=11).chain(11_001..=11_004).map(|second| snapshot(second, state(second)));
+        let gap: Vec<_> = [header(0)].into_iter().chain(gap).collect();
+        let raised = ":23 WARN agent.uplink";
+        check(
+            &gap,
+            findings,
+            &["starts", "nothing was recorded for 3h03m", raised, "do:", "15 snapshots"],
+        );
     }
 
     #[test]

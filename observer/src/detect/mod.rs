@@ -47,6 +47,9 @@ pub const MAX_FINDINGS: usize = 256;
 /// Findings remembered after they were cleared.
 pub const MAX_CLEARED: usize = 32;
 
+/// Nobody has looked for so long: the machine was suspended, or a recording has a gap.
+const PAUSE_NS: u64 = 60_000_000_000;
+
 /// Reasons kept why something cannot be judged.
 const MAX_UNDECIDED: usize = 64;
 
@@ -127,6 +130,9 @@ impl Detect {
         self.before_ns = now_ns;
         let seen = Seen { snapshot, now_ns, elapsed_ns };
         let at = Instant { boot_ns: now_ns, unix_ns: snapshot.time_unix_ns };
+        if elapsed_ns > PAUSE_NS {
+            self.tracks.pause();
+        }
         self.tracks.begin();
         self.view.undecided.clear();
         let mut changes = Vec::new();

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use proptest::prelude::*;
+
 use super::{ALL, CLEARED, Detect, FINDING, Level, Told, told};
 use crate::{
     config::{Config, all_settings},
-    signal::Output,
+    signal::{Output, alloc, sched},
     snapshot::{Exporter, Health, Snapshot},
 };
 
@@ -54,6 +56,46 @@ fn a_finding_goes_out_as_events_and_one_trace() {
     let of_event = out.batch.events[0].context.expect("its place in the trace");
     assert_eq!(of_event, out.batch.spans[1].context);
     assert!(detect.view().findings.is_empty() && detect.view().cleared.len() == 1);
+}
+
+/// A host on which nothing happens: two services, a loop that turns, a pool that rests.
+fn quiet(uptime_ns: u64) -> Snapshot {
+    let gib = 1 << 30;
+    let process = |pid, bytes: u64| alloc::ProcessMemory {
+        pid,
+        rss_bytes: bytes,
+        anon_bytes: bytes,
+        ..alloc::ProcessMemory::default()
+    };
+    let turns = uptime_ns / 10_000_000;
+    let event_loop = Some(sched::EventLoop { turns, ..sched::EventLoop::default() });
+    let thread = sched::Thread { pid: 7, tid: 7, event_loop, ..sched::Thread::default() };
+    let mut snapshot = Snapshot { time_unix_ns: uptime_ns, uptime_ns, ..Snapshot::default() };
+    snapshot.alloc.processes = vec![process(7, gib), process(8, gib / 2)];
+    snapshot.oom.memory_total_bytes = 8 * gib;
+    snapshot.oom.memory_available_bytes = 5 * gib;
+    snapshot.sched.busy_ratio = 0.3;
+    snapshot.sched.threads = vec![thread];
+    snapshot
+}
+
+proptest! {
+    /// Suspended machines, recordings with gaps of hours, or put together from several boots.
+    #[test]
+    fn time_may_jump_and_nothing_is_found(steps in proptest::collection::vec(-20_000_i64..20_000, 1..60)) {
+        let mut detect = Detect::new(&Config::default_for_tests(&all_settings()));
+        let mut out = Output::default();
+        let mut second = 30_000_u64;
+        for step in steps {
+            for _ in 0..4 {
+                detect.tick(&quiet(second * SECOND), false, &mut out);
+                second += 1;
+            }
+            second = second.saturating_add_signed(step).max(1);
+        }
+        prop_assert!(detect.view().findings.is_empty(), "{:?}", detect.view().findings);
+        prop_assert!(out.batch.events.is_empty());
+    }
 }
 
 #[test]

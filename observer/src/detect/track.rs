@@ -104,6 +104,14 @@ impl Tracks {
         Some(change)
     }
 
+    /// Nobody has looked for a while: what was so before says nothing of how long it has held.
+    pub(super) fn pause(&mut self) {
+        for track in self.kinds.values_mut().flat_map(|of| of.tracks.values_mut()) {
+            track.reached_ns = [None; 4];
+            (track.below_ns, track.undecided_ns, track.other_ns) = (None, None, None);
+        }
+    }
+
     /// Ends the tick: subjects that were not mentioned are clear.
     pub(super) fn end(&mut self, at: Instant) -> Vec<News> {
         let round = self.round;

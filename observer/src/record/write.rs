@@ -7,22 +7,17 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{
-            AtomicBool, AtomicU64,
-            Ordering::{Acquire, Relaxed, Release},
-        },
-        mpsc,
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
-    thread::{self, Thread},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use crossbeam_queue::ArrayQueue;
 
 use super::{Header, Line, Spans};
 use crate::{
     line_file::LineFile,
+    queue_thread::{Items, QueueThread},
     snapshot::{Loss, Snapshot},
     telemetry::Batch,
 };
@@ -36,17 +31,13 @@ const MAGIC: &[u8] = br#"{"header":{"format":"observer-recording""#;
 /// The sampler's end of the thread.
 #[derive(Debug)]
 pub struct Recorder {
-    shared: Arc<Shared>,
-    thread: Thread,
-    ended: mpsc::Receiver<()>,
+    queue: QueueThread<(Arc<Snapshot>, Arc<Batch>)>,
+    unrecorded: Arc<Unrecorded>,
 }
 
-#[derive(Debug)]
-struct Shared {
-    waiting: ArrayQueue<(Arc<Snapshot>, Arc<Batch>)>,
-    ending: AtomicBool,
-    /// Ticks that the disk was too slow for.
-    late: AtomicU64,
+/// What is not in the recording.
+#[derive(Debug, Default)]
+struct Unrecorded {
     /// Lines that could not be written.
     unwritten: AtomicU64,
     /// Bytes of the older file that went for newer ones.
@@ -64,74 +55,47 @@ impl Recorder {
     }
 
     pub(super) fn spawn(mut file: Rolling) -> io::Result<Self> {
-        let shared = Arc::new(Shared {
-            waiting: ArrayQueue::new(MAX_WAITING),
-            ending: AtomicBool::new(false),
-            late: AtomicU64::new(0),
-            unwritten: AtomicU64::new(0),
-            rolled_bytes: AtomicU64::new(0),
-        });
-        let (end, ended) = mpsc::channel();
-        let of_thread = Arc::clone(&shared);
-        let join = thread::Builder::new().name("recorder".to_owned()).spawn(move || {
-            of_thread.write_all(&mut file);
-            // Nobody may wait.
-            end.send(()).ok();
-        })?;
-        Ok(Self { shared, thread: join.thread().clone(), ended })
+        let unrecorded = Arc::<Unrecorded>::default();
+        let of_thread = Arc::clone(&unrecorded);
+        let work = move |ticks| of_thread.write_all(ticks, &mut file);
+        Ok(Self { queue: QueueThread::start("recorder", MAX_WAITING, work)?, unrecorded })
     }
 
     /// Hands over a tick.
     pub fn offer(&self, snapshot: Arc<Snapshot>, batch: Arc<Batch>) {
-        if self.shared.waiting.force_push((snapshot, batch)).is_some() {
-            self.shared.late.fetch_add(1, Relaxed);
-        }
-        self.thread.unpark();
+        self.queue.offer((snapshot, batch));
     }
 
     /// What is not in the recording.
     pub fn losses(&self) -> Vec<Loss> {
-        let row = |stage: &str, count: &AtomicU64| Loss {
-            stage: stage.to_owned(),
-            count: count.load(Relaxed),
-        };
+        let row = |stage: &str, count| Loss { stage: stage.to_owned(), count };
         vec![
-            row("record.queue", &self.shared.late),
-            row("record.write", &self.shared.unwritten),
-            row("record.rolled_bytes", &self.shared.rolled_bytes),
+            row("record.queue", self.queue.late()),
+            row("record.write", self.unrecorded.unwritten.load(Relaxed)),
+            row("record.rolled_bytes", self.unrecorded.rolled_bytes.load(Relaxed)),
         ]
     }
 
     /// Ends the thread once it has written what it has; false if it did not come to that within this time.
     pub fn finish(&self, within: Duration) -> bool {
-        self.shared.ending.store(true, Release);
-        self.thread.unpark();
-        self.ended.recv_timeout(within).is_ok()
+        self.queue.finish(within)
     }
 }
 
-impl Shared {
-    fn write_all(&self, file: &mut Rolling) {
+impl Unrecorded {
+    fn write_all(&self, ticks: Items<(Arc<Snapshot>, Arc<Batch>)>, file: &mut Rolling) {
         let mut failing = false;
-        loop {
-            // Read before the queue is: what was offered before the end is written.
-            let ending = self.ending.load(Acquire);
-            while let Some((snapshot, batch)) = self.waiting.pop() {
-                let written = self.write(file, snapshot, &batch);
-                match &written {
-                    Ok(()) if failing => tracing::info!("recording again"),
-                    Err(error) if !failing => tracing::warn!(
-                        "cannot record to {}: {error}; the agent goes on and tries again with every tick",
-                        file.path.display()
-                    ),
-                    _ => {}
-                }
-                failing = written.is_err();
+        for (snapshot, batch) in ticks {
+            let written = self.write(file, snapshot, &batch);
+            match &written {
+                Ok(()) if failing => tracing::info!("recording again"),
+                Err(error) if !failing => tracing::warn!(
+                    "cannot record to {}: {error}; the agent goes on and tries again with every tick",
+                    file.path.display()
+                ),
+                _ => {}
             }
-            if ending {
-                return;
-            }
-            thread::park();
+            failing = written.is_err();
         }
     }
 
