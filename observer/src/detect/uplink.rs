@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Detector, Evidence, Judgement, Kind, Level, Party, Seen, State, evidence, party};
+use super::{
+    Detector, Evidence, Judgement, Kind, Level, Party, Seen, State, evidence, mean::Mean, party,
+};
 use crate::{
     config::{self, Config, Setting},
     snapshot::{Exporter, Verdict},
@@ -27,7 +29,9 @@ pub static BLIND: Kind = Kind {
     name: "agent.blind",
     signal: "agent",
     help: "the agent loses events, or some of its programs do not run",
-    reason: "Any loss makes counts lower bounds, so it is told, at WATCH: the host is not in danger.",
+    reason: "Any loss makes counts lower bounds, so it is told, at WATCH: the host is not in danger. Stacks of page faults \
+             are samples, and the kernel's table has one place for each of 4,096 hashes: of a few hundred some always \
+             collide. Without a tenth of them the order of the rest is the same.",
     raise: Duration::ZERO,
     clear: Duration::from_secs(60),
     hazard: false,
@@ -106,10 +110,32 @@ impl Detector for Held {
     }
 }
 
+/// Loss that is one of samples.
+const SAMPLES: &str = "alloc.stacks";
+/// Share of the samples of about a minute that may be lost.
+const SAMPLES_LOST: f64 = 0.1;
+const SAMPLES_OVER: Duration = Duration::from_secs(30);
+
 #[derive(Default)]
 struct Blind {
     /// Count of each loss at the tick before, in the order of the table.
     losses: Vec<u64>,
+    /// Samples that there had been at the tick before; samples and those lost at each tick, of late.
+    samples: u64,
+    taken: Mean,
+    lost: Mean,
+}
+
+impl Blind {
+    /// Whether so many samples are lost of late that what is left says little.
+    fn misses_samples(&mut self, lost: u64, seen: &Seen<'_>) -> bool {
+        let samples = seen.snapshot.alloc.fault_samples;
+        let taken = samples.saturating_sub(std::mem::replace(&mut self.samples, samples));
+        let taken = self.taken.add(taken as f64, seen.elapsed_ns, SAMPLES_OVER);
+        let missed = self.lost.add(lost as f64, seen.elapsed_ns, SAMPLES_OVER);
+        // Agents before this one did not tell how many there are.
+        lost > 0 && (samples == 0 || missed >= SAMPLES_LOST * taken)
+    }
 }
 
 impl Detector for Blind {
@@ -119,9 +145,16 @@ impl Detector for Blind {
         let before = std::mem::replace(&mut self.losses, counts);
         let mut evidence: Vec<Evidence> = Vec::new();
         for (loss, before) in health.losses.iter().zip(before) {
-            if loss.count > before {
-                let lost = (loss.count - before) as f64;
-                evidence.push(super::evidence(loss.stage.clone(), lost, "1", "health.losses"));
+            let lost = loss.count.saturating_sub(before);
+            let is_told =
+                if loss.stage == SAMPLES { self.misses_samples(lost, seen) } else { lost > 0 };
+            if is_told {
+                evidence.push(super::evidence(
+                    loss.stage.clone(),
+                    lost as f64,
+                    "1",
+                    "health.losses",
+                ));
             }
         }
         let named = |list: &[Evidence]| {
@@ -198,5 +231,34 @@ mod tests {
             found.len()
         };
         assert_eq!([look(7), look(7), look(9), look(9)], [0, 0, 1, 0]);
+    }
+
+    #[test]
+    fn of_samples_a_few_may_be_lost() {
+        #[track_caller]
+        fn check(samples: u64, lost_every_s: u64, expect: bool) {
+            let mut blind = Blind::default();
+            let told = (1..=60).filter(|second| {
+                let loss = Loss { stage: SAMPLES.into(), count: second / lost_every_s };
+                let health = Health { losses: vec![loss], ..Health::default() };
+                let mut snapshot = Snapshot { health, ..Snapshot::default() };
+                snapshot.alloc.fault_samples = samples * second;
+                let mut found = Vec::new();
+                let now_ns = second * 1_000_000_000;
+                let elapsed_ns = 1_000_000_000;
+                blind.look(&Seen { snapshot: &snapshot, now_ns, elapsed_ns }, &mut found);
+                !found.is_empty()
+            });
+            assert_eq!(
+                told.count() > 0,
+                expect,
+                "{samples} a second, one lost in {lost_every_s} s"
+            );
+        }
+        check(20, 10, false);
+        check(20, 1, false);
+        check(5, 1, true);
+        // Nobody knows of how many.
+        check(0, 10, true);
     }
 }

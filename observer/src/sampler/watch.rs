@@ -17,10 +17,9 @@ use crate::{
 const HOLDERS_EVERY_NS: u64 = 10_000_000_000;
 /// A connection whose owner was not found is looked for again after this time, then twice as long, up to the above.
 pub(super) const HOLDERS_RETRY_NS: u64 = 500_000_000;
-/// Sampled faults are taken this often while a process grows.
+/// Sampled faults are taken this often, also while no process grows: two stacks of one hash have one place in the kernel's
+/// table, and the more there are in it, the more are lost.
 const FAULTS_EVERY_NS: u64 = 3_000_000_000;
-/// Without one, they are dropped this often, so that the tables do not fill with what nobody asks for.
-const FAULTS_DROPPED_EVERY_NS: u64 = 30_000_000_000;
 /// Names are asked for at most this often.
 const NAMES_EVERY_NS: u64 = 1_000_000_000;
 /// The stacks of one process are named at most this often: for a large binary it takes a child process some tenths of a
@@ -126,11 +125,10 @@ impl Sampler {
 
     /// Takes sampled faults for processes that grow, and drops the others.
     pub(super) fn take_faults(&mut self, now: Now) {
-        let growers = self.alloc.growers();
-        let pause = if growers.is_empty() { FAULTS_DROPPED_EVERY_NS } else { FAULTS_EVERY_NS };
-        if now.since(self.last.faults_ns) < pause {
+        if now.since(self.last.faults_ns) < FAULTS_EVERY_NS {
             return;
         }
+        let growers = self.alloc.growers();
         self.last.faults_ns = now.ktime_ns;
         let Some(tables) = self.kernel.tables() else { return };
         let faults = tables.take_faults();

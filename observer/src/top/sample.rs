@@ -137,6 +137,7 @@ fn alloc() -> alloc::View {
         execs: 40,
         exits: 50,
         short_lived: 12,
+        fault_samples: 900,
         failures: vec![Failure {
             time_unix_ns: 1_795_221_190 * SECOND,
             pid: 4700,

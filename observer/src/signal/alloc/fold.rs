@@ -120,6 +120,7 @@ impl Alloc {
             execs: counters.get(Counter::Execs),
             exits: counters.get(Counter::Exits),
             short_lived: counters.get(Counter::ShortLived),
+            fault_samples: counters.get(Counter::FaultSamples),
             processes,
             failures: std::mem::take(&mut self.view.failures),
         };

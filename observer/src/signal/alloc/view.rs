@@ -17,6 +17,9 @@ pub struct View {
     pub exits: u64,
     /// Of these, processes that lived less than a second.
     pub short_lived: u64,
+    /// Page faults sampled with their stacks since the agent started, those included whose stack was lost (`alloc.stacks`).
+    #[serde(default)]
+    pub fault_samples: u64,
     /// Processes that ended with an exit code or by a signal, the newest first; bounded by [`super::MAX_FAILURES`].
     #[serde(default)]
     pub failures: Vec<Failure>,
