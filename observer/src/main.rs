@@ -73,12 +73,14 @@ fn dispatch(command: Command) -> Result<u8> {
         }
         Command::Check(command) => {
             let config = load(&command.settings)?;
-            let sampler = Sampler::new(&config)?;
+            let mut sampler = Sampler::new(&config)?;
             let (programs, probes) = (sampler.programs(), sampler.has_probes());
+            let hazards = check::audit(&mut sampler, &config);
             check::print(
                 &programs,
                 probes,
                 sampler.support(),
+                hazards.as_deref(),
                 command.json,
                 &mut io::stdout().lock(),
             )?;

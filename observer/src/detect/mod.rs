@@ -79,6 +79,8 @@ pub const ALL: &[&Kind] = &[
     &limit::hazard::WORKERS,
     &limit::hazard::FILES,
     &limit::hazard::NO_SWAP,
+    &limit::hazard::MEMORY_LIMIT,
+    &limit::hazard::KEEPALIVE,
     // Connections.
     &connection::dead::DEAD_PEER,
     &connection::waiting::FROZEN_PEER,
@@ -128,11 +130,11 @@ impl Detect {
         let elapsed_ns =
             if self.before_ns == 0 { 0 } else { now_ns.saturating_sub(self.before_ns) };
         self.before_ns = now_ns;
-        let seen = Seen { snapshot, now_ns, elapsed_ns };
-        let at = Instant { boot_ns: now_ns, unix_ns: snapshot.time_unix_ns };
         if elapsed_ns > PAUSE_NS {
             self.tracks.pause();
         }
+        let seen = Seen { snapshot, now_ns, elapsed_ns };
+        let at = Instant { boot_ns: now_ns, unix_ns: snapshot.time_unix_ns };
         self.tracks.begin();
         self.view.undecided.clear();
         let mut changes = Vec::new();

@@ -12,7 +12,7 @@ use crate::{
     signal::{
         alloc::ProcessMemory,
         limit::{self, Bound, Facts, Host, Jvm, Node, Redis, Runtime},
-        oom, sched,
+        oom, sched, tcp,
     },
     snapshot::Snapshot,
 };
@@ -303,3 +303,50 @@ proptest! {
         }
     }
 }
+    let container = |limits: &'static [(&'static str, Option<u64>)], bytes| {
+        move |s: &mut Snapshot| {
+            let owner = Process {
+                container_id: "c0ffee".into(),
+                cgroup: "/docker/c0ffee".into(),
+                ..process(60, "app")
+            };
+            s.processes.insert(60, owner.into());
+            let memory = ProcessMemory { pid: 60, anon_bytes: bytes, ..Default::default() };
+            s.alloc.processes.push(memory);
+            let row = |(path, limit_bytes): &(&str, Option<u64>)| oom::MemoryCgroup {
+                path: (*path).to_owned(),
+                limit_bytes: *limit_bytes,
+                ..oom::MemoryCgroup::default()
+            };
+            s.oom.cgroups = limits.iter().map(row).collect();
+        }
+    };
+    let own = &[("/docker/c0ffee", None), ("/other", Some(GIB))];
+    check(&hazard::MEMORY_LIMIT, container(own, GIB), "WATCH container c0ffee");
+    check(&hazard::MEMORY_LIMIT, container(own, GIB / 2), "");
+    check(&hazard::MEMORY_LIMIT, container(&[("/docker/c0ffee", Some(GIB))], GIB), "");
+    let above = &[("/docker/c0ffee", None), ("/docker", Some(2 * GIB))];
+    check(&hazard::MEMORY_LIMIT, container(above, GIB), "");
+    check(&hazard::MEMORY_LIMIT, container(&[("/other", None)], GIB), "");
+    let rests = |peer: &'static str, seconds: u64, keepalive_s| {
+        move |s: &mut Snapshot| {
+            s.limit.host.tcp_keepalive_time_seconds = keepalive_s;
+            s.tcp.connections.push(tcp::Connection {
+                pid: 51,
+                role: "client".into(),
+                peer_address: peer.into(),
+                activity: tcp::Activity::Idle,
+                activity_ns: seconds * SECOND,
+                ..tcp::Connection::default()
+            });
+        }
+    };
+    check(&hazard::KEEPALIVE, rests("52.1.2.3", 90, Some(7200)), "WATCH host");
+    check(&hazard::KEEPALIVE, rests("2a05:d018::1", 90, Some(7200)), "WATCH host");
+    check(&hazard::KEEPALIVE, rests("52.1.2.3", 90, Some(300)), "");
+    check(&hazard::KEEPALIVE, rests("52.1.2.3", 90, None), "");
+    check(&hazard::KEEPALIVE, rests("52.1.2.3", 10, Some(7200)), "");
+    for private in ["10.0.0.5", "127.0.0.1", "::1", "fd00::5", "::ffff:10.0.0.5", "100.64.0.1", ""]
+    {
+        check(&hazard::KEEPALIVE, rests(private, 90, Some(7200)), "");
+    }
