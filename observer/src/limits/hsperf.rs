@@ -27,7 +27,8 @@ const LENGTH_AT: usize = 8;
 const TYPE_AT: usize = 12;
 const DATA_AT: usize = 16;
 
-/// Counters of a file, by name; `None` if it is none, or not filled yet.
+/// Counters of a file, by name; `None` if it is none, or not filled yet, or was read while another JVM began to write it:
+/// then it ends before its last counter, and what is missing is not zero.
 pub(super) fn counters(bytes: &[u8]) -> Option<impl Iterator<Item = (&str, Value<'_>)>> {
     let is_ready = *bytes.get(7)? != 0;
     if bytes.get(..4)? != MAGIC || *bytes.get(5)? != MAJOR || !is_ready {
@@ -35,13 +36,13 @@ pub(super) fn counters(bytes: &[u8]) -> Option<impl Iterator<Item = (&str, Value
     }
     let file = File { bytes, is_little: *bytes.get(4)? == 1 };
     let mut at = file.offset(FIRST_AT)?;
-    let mut left = file.word(COUNT_AT)?.min(MAX_COUNTERS);
+    let mut left = file.word(COUNT_AT).filter(|count| *count > 0)?.min(MAX_COUNTERS);
+    (0..left).try_fold(at, |at, _| file.end(at))?;
     let next = move || {
         while left > 0 {
             left -= 1;
             let start = at;
-            let length = file.offset(start).filter(|length| *length >= HEAD)?;
-            at = start.checked_add(length)?;
+            at = file.end(start)?;
             let entry = File { bytes: file.bytes.get(start..at)?, is_little: file.is_little };
             if let Some(counter) = entry.counter() {
                 return Some(counter);
@@ -67,6 +68,12 @@ impl<'a> File<'a> {
 
     fn offset(&self, at: usize) -> Option<usize> {
         self.word(at)?.try_into().ok()
+    }
+
+    /// Where the counter ends that begins here.
+    fn end(&self, start: usize) -> Option<usize> {
+        let length = self.offset(start).filter(|length| *length >= HEAD)?;
+        start.checked_add(length).filter(|end| *end <= self.bytes.len())
     }
 
     /// The counter that these bytes are; `None` for a type that is not read.
@@ -154,7 +161,23 @@ pub(super) mod tests {
             assert!(counters(&bytes).is_none(), "{at}");
         }
         assert!(counters(&good[..20]).is_none());
-        assert_eq!(counters(&good[..40]).unwrap().count(), 0, "cut within the first counter");
+        assert!(counters(&good[..40]).is_none(), "cut within the first counter");
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read() {
+        let (two, three) = (Value::Long(2), Value::Text("three"));
+        let old = file(&[("one", Value::Long(1)), ("two", two), ("three", three)], true);
+        // The JVM adds a counter, and counts it when it is there.
+        let grown = [&old[..], &file(&[("four", Value::Long(4))], true)[32..]].concat();
+        assert_eq!(counters(&grown).unwrap().count(), 3);
+        // Another begins with a file of zeros, which it fills from the front.
+        for cut in 1..old.len() {
+            let begun = [&old[..cut], &vec![0; old.len() - cut]].concat();
+            let read = counters(&begun).map(Iterator::count);
+            assert!(read.is_none_or(|count| (2..=3).contains(&count)), "{cut}: {read:?}");
+            assert!(counters(&old[..cut]).is_none(), "{cut}");
+        }
     }
 
     proptest! {

@@ -90,6 +90,9 @@ pub(super) fn facts(bytes: &[u8]) -> Option<Jvm> {
         metaspace_capacity_bytes: all.count(&format!("{metaspace}.capacity")),
         metaspace_max_bytes: option(&options, &["-XX:MaxMetaspaceSize="])
             .or(of_permgen.filter(|bytes| *bytes > 0)),
+        loaded_classes: all
+            .count("java.cls.loadedClasses")
+            .saturating_sub(all.count("java.cls.unloadedClasses")),
         class_space_used_bytes: all.count("sun.gc.compressedclassspace.used"),
         class_space_max_bytes: all.count("sun.gc.compressedclassspace.maxCapacity"),
         permgen: !has_metaspace,
@@ -164,6 +167,8 @@ mod tests {
     fn of_the_serial_collector() {
         // As Java 17 has them, cut.
         let found = jvm(&[
+            ("java.cls.loadedClasses", Value::Long(2_000)),
+            ("java.cls.unloadedClasses", Value::Long(12)),
             ("java.property.java.version", Value::Text("17.0.15")),
             ("java.rt.vmArgs", Value::Text("-XX:+UseSerialGC -Xmx64m -XX:MaxMetaspaceSize=48M")),
             ("sun.gc.collector.0.name", Value::Text("Serial young collection pauses")),
@@ -192,7 +197,7 @@ mod tests {
         assert_eq!((found.full_collections, found.full_collection_ns), (2, 500_000));
         assert!(found.in_full_collection && !found.permgen);
         assert_eq!((found.heap_used_bytes, found.old_used_bytes), (2_325_482, 2_324_472));
-        assert_eq!(found.old_max_bytes, 44_761_088);
+        assert_eq!((found.old_max_bytes, found.loaded_classes), (44_761_088, 1_988));
         assert_eq!(
             (found.metaspace_used_bytes, found.metaspace_max_bytes),
             (9_282_680, Some(48 * MIB))

@@ -17,6 +17,7 @@ mod redis;
 mod round;
 
 use std::{
+    collections::HashMap,
     io,
     sync::{
         Arc,
@@ -46,6 +47,24 @@ const SHARE: f64 = 0.01;
 
 /// A round comes at the latest after this time, whatever it costs.
 const LONGEST_NS: u64 = 300_000_000_000;
+
+/// While something fills that will be full within [`SOON_S`], a round comes this often, as far as [`SHARE`] allows.
+const HURRY_NS: u64 = 2_000_000_000;
+
+/// Five rounds at the usual pace: one may come too late, and a trend needs some.
+const SOON_S: f64 = 60.0;
+
+/// What does not come back by itself. Heaps fill and are emptied all the time.
+const FILLS: &[&str] = &[
+    "files",
+    "host_files",
+    "processes",
+    "ports",
+    "conntrack",
+    "jvm_metaspace",
+    "jvm_permgen",
+    "jvm_class_space",
+];
 
 /// A round that is not back after this time waits for something: its row in the health table says so.
 const LATE_NS: u64 = 60_000_000_000;
@@ -99,6 +118,7 @@ pub struct Limits {
     unreadable: u64,
     late: bool,
     gone: bool,
+    pace: Pace,
 }
 
 impl Limits {
@@ -133,6 +153,7 @@ impl Limits {
             unreadable: 0,
             late: false,
             gone: false,
+            pace: Pace::default(),
         })
     }
 
@@ -157,7 +178,9 @@ impl Limits {
                 self.late = false;
                 self.cost_ns = reading.cpu_ns;
                 self.unreadable = reading.unreadable;
-                let pause = pause_ns(self.interval_ns, reading.cpu_ns);
+                let hurries = self.pace.hurries(&reading.rows, since);
+                let interval_ns = self.interval_ns.min(if hurries { HURRY_NS } else { u64::MAX });
+                let pause = pause_ns(interval_ns, reading.cpu_ns);
                 self.next_ns = since.saturating_add(pause);
                 Some(reading)
             }
@@ -200,6 +223,32 @@ impl Limits {
     /// CPU of the last round, in milliseconds.
     fn cost_ms(&self) -> f64 {
         self.cost_ns as f64 / 1e6
+    }
+}
+
+/// What was in use at the last reading, by resource, process and scope.
+#[derive(Debug, Default)]
+struct Pace {
+    at_ns: u64,
+    used: HashMap<(String, u32, String), u64>,
+}
+
+impl Pace {
+    /// Whether something fills so fast that it will be full soon.
+    fn hurries(&mut self, rows: &[Bound], at_ns: u64) -> bool {
+        let elapsed_s = at_ns.saturating_sub(self.at_ns) as f64 / 1e9;
+        let rows = || rows.iter().filter(|row| FILLS.contains(&row.resource.as_str()));
+        let key = |row: &Bound| (row.resource.clone(), row.pid, row.scope.clone());
+        let soon = rows().any(|row| {
+            let (Some(before), Some(limit)) = (self.used.get(&key(row)), row.limit) else {
+                return false;
+            };
+            let filled = row.used.saturating_sub(*before) as f64;
+            filled > 0.0 && limit.saturating_sub(row.used) as f64 * elapsed_s <= filled * SOON_S
+        });
+        self.at_ns = at_ns;
+        self.used = rows().map(|row| (key(row), row.used)).collect();
+        soon
     }
 }
 
@@ -256,6 +305,29 @@ mod tests {
     }
 
     #[test]
+    fn what_will_be_full_soon_is_read_more_often() {
+        #[track_caller]
+        fn check(resource: &str, used: [u64; 2], expect: bool) {
+            let row = |used| Bound {
+                resource: resource.into(),
+                used,
+                limit: Some(128),
+                ..Bound::default()
+            };
+            let mut pace = Pace::default();
+            assert!(!pace.hurries(&[row(used[0])], 5 * SECOND), "nothing is known yet");
+            assert_eq!(pace.hurries(&[row(used[1])], 15 * SECOND), expect, "{resource} {used:?}");
+        }
+        check("processes", [7, 52], true);
+        check("processes", [7, 15], false);
+        check("processes", [52, 52], false);
+        check("processes", [52, 20], false);
+        check("processes", [127, 128], true);
+        // It fills and is emptied.
+        check("jvm_heap", [7, 52], false);
+    }
+
+    #[test]
     fn a_reader_that_hangs_is_told() {
         let (rounds, _work) = sync_channel(1);
         let (_answer, readings) = sync_channel(1);
@@ -269,6 +341,7 @@ mod tests {
             unreadable: 0,
             late: false,
             gone: false,
+            pace: Pace::default(),
         };
         limits.begin(at(1), Round::default());
         assert!(limits.take(at(LATE_NS)).is_none());

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{duration, size};
 use crate::{
     detect::{
-        Detector, Judgement, Kind, Level, Seen, State, evidence, mean::Mean, party, trend::Trend,
+        Detector, Judgement, Kind, Level, Quality, Seen, State, evidence, mean::Mean, party,
+        trend::Trend,
     },
     signal::limit::{Facts, Jvm},
 };
@@ -17,7 +18,9 @@ pub static KIND: Kind = Kind {
     help: "a Java virtual machine's class space or heap is as good as full",
     reason: "A heap is full before each collection, so only what a full collection leaves counts: nine tenths with a fifth of \
              the time spent collecting is where a JVM does no other work and soon dies (its own limit is 98 % of the time). \
-             Class space does not shrink by itself, so nine tenths of it that still grow are WARN.",
+             Class space does not shrink by itself, so nine tenths of it that still grow are WARN. A JVM counts its bytes \
+             at collections only, which may be the last before its end; classes are counted at once, so in between it is \
+             estimated from them.",
     raise: Duration::ZERO,
     clear: Duration::from_secs(30),
     hazard: false,
@@ -50,6 +53,11 @@ struct Machine {
     collecting: Mean,
     /// Of Metaspace, and of compressed class space.
     classes: [Trend; 2],
+    /// Metaspace in use when it was counted last, and the classes that there were then.
+    counted: Option<(u64, u64)>,
+    /// Bytes of each class that was loaded between two counts; 0 if not known.
+    class_bytes: f64,
+    metaspace_bytes: u64,
     round: u32,
 }
 
@@ -79,8 +87,9 @@ impl Machine {
         self.full_collection_ns = jvm.full_collection_ns;
         self.read_unix_ns = read_unix_ns;
         let [metaspace, class_space] = &mut self.classes;
-        metaspace.add(read_unix_ns, jvm.metaspace_used_bytes as f64, CLASSES);
         class_space.add(read_unix_ns, jvm.class_space_used_bytes as f64, CLASSES);
+        self.metaspace_bytes = estimate(&mut self.counted, &mut self.class_bytes, jvm);
+        metaspace.add(read_unix_ns, self.metaspace_bytes as f64, CLASSES);
     }
 
     /// Whether full collections leave the heap full, and take the time.
@@ -98,15 +107,30 @@ impl Machine {
     }
 }
 
+/// Metaspace in use: as counted, and what the classes took that were loaded since.
+fn estimate(counted: &mut Option<(u64, u64)>, class_bytes: &mut f64, jvm: &Jvm) -> u64 {
+    let (used, classes) = (jvm.metaspace_used_bytes, jvm.loaded_classes);
+    let (before, classes_before) = *counted.get_or_insert((used, classes));
+    let more = classes.saturating_sub(classes_before) as f64;
+    if used == before {
+        return used.saturating_add((more * *class_bytes) as u64);
+    }
+    if more > 0.0 {
+        *class_bytes = used.saturating_sub(before) as f64 / more;
+    }
+    *counted = Some((used, classes));
+    used
+}
+
 /// Class memory that has a bound: what it is called, in use, its bound.
-fn bounds(jvm: &Jvm) -> [Option<(&'static str, u64, u64)>; 2] {
+fn bounds(jvm: &Jvm, metaspace_bytes: u64) -> [Option<(&'static str, u64, u64)>; 2] {
     let name = if jvm.version.starts_with("1.") && jvm.class_space_max_bytes == 0 {
         "PermGen"
     } else {
         "Metaspace"
     };
     [
-        jvm.metaspace_max_bytes.map(|max| (name, jvm.metaspace_used_bytes, max)),
+        jvm.metaspace_max_bytes.map(|max| (name, metaspace_bytes.min(max), max)),
         Some(("compressed class space", jvm.class_space_used_bytes, jvm.class_space_max_bytes)),
     ]
     .map(|bound| bound.filter(|(_, _, max)| *max > 0))
@@ -138,8 +162,11 @@ impl Machines {
         machine.round = self.round;
         machine.add(jvm, seen.snapshot.limit.read_unix_ns);
         let own = party::process(seen.snapshot, pid, name, 1.0);
-        for (bound, trend) in bounds(jvm).into_iter().zip(machine.classes) {
+        let bounds = bounds(jvm, machine.metaspace_bytes);
+        for (bound, trend) in bounds.into_iter().zip(machine.classes) {
             let Some((what, used, max)) = bound else { continue };
+            let is_counted = [jvm.metaspace_used_bytes, jvm.class_space_used_bytes].contains(&used);
+            let quality = if is_counted { Quality::Exact } else { Quality::Estimated };
             let share = used as f64 / max as f64;
             let left = trend.seconds_left(max.saturating_sub(used) as f64);
             let Some(level) = class_level(share, left) else { continue };
@@ -151,7 +178,7 @@ impl Machines {
                 state: State::Firing(level),
                 culprit: Some(own.clone()),
                 evidence: vec![
-                    evidence("used", used as f64, "By", "hsperfdata"),
+                    evidence("used", used as f64, "By", "hsperfdata").with(quality),
                     evidence("limit", max as f64, "By", "hsperfdata"),
                     evidence("growth", trend.rate(), "By/s", "hsperfdata"),
                 ],

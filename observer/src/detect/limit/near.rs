@@ -195,10 +195,23 @@ fn culprit(row: &Bound, seen: &Seen<'_>) -> Option<Party> {
                 .filter(|c| c.role == "client" && to(&c.peer_address, c.peer_port))
                 .map(|connection| (connection.pid, connection.name.as_str(), 1.0))
                 .collect();
-            party::culprit(snapshot, &causes)
+            party::culprit(snapshot, &causes).or_else(|| holder(row, seen))
         }
         _ => None,
     }
+}
+
+/// Who holds the sockets of a bound that no followed connection explains: each is an open file. A server has as many, if it
+/// is on this host; it did not choose the ports.
+fn holder(row: &Bound, seen: &Seen<'_>) -> Option<Party> {
+    let listens = |pid: u32| {
+        let mut threads = seen.snapshot.sched.threads.iter();
+        threads.any(|thread| thread.pid == pid && thread.listens == Some(true))
+    };
+    let files = seen.snapshot.limit.rows.iter().filter(|files| files.resource == "files");
+    let enough = files.filter(|files| files.used >= row.used / 2);
+    let most = enough.max_by_key(|files| (!listens(files.pid), files.used))?;
+    Some(party::process(seen.snapshot, most.pid, &most.name, 1.0))
 }
 
 fn is_in(process: &Process, path: &str) -> bool {

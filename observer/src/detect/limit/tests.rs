@@ -108,6 +108,50 @@ fn class_space_counts_if_it_grows() {
 }
 
 #[test]
+fn between_collections_class_space_is_known_by_its_classes() {
+    // Ten classes a second, of 100 KiB; bytes are counted at these seconds.
+    let snapshot = |second: u64| {
+        let counted = [0, 100, 300, 500].into_iter().rfind(|at| *at <= step(second));
+        let facts = Jvm {
+            metaspace_used_bytes: counted.unwrap_or(0) * MIB,
+            metaspace_max_bytes: Some(700 * MIB),
+            loaded_classes: step(second) * 10,
+            ..Jvm::default()
+        };
+        read(second, Vec::new(), Some(Facts::Jvm(facts)))
+    };
+    let found = findings(&jvm::KIND, SECOND, (0..700).map(snapshot));
+    let told: Vec<_> = found.iter().map(|(second, what, _)| format!("{second}:{what}")).collect();
+    assert_eq!(told.join(" "), "591:WATCH 631:WARN 681:CRITICAL");
+}
+
+#[test]
+fn who_has_the_sockets_has_the_ports() {
+    #[track_caller]
+    fn check(files: &[(u32, u64, bool)], expect: Option<u32>) {
+        let ports = bound("ports", 0, "10.0.0.1:443", 250, 256);
+        let rows =
+            files.iter().map(|(pid, used, _)| bound("files", *pid, "process", *used, 65_536));
+        let mut snapshot = read(0, [ports].into_iter().chain(rows).collect(), None);
+        let thread = |(pid, _, listens): &(u32, u64, bool)| sched::Thread {
+            pid: *pid,
+            listens: Some(*listens),
+            ..sched::Thread::default()
+        };
+        snapshot.sched.threads = files.iter().map(thread).collect();
+        let found = findings(&near::KIND, SECOND, [snapshot]);
+        let culprit = found.first().and_then(|(.., finding)| finding.culprit.clone());
+        assert_eq!(culprit.and_then(|party| party.pid), expect, "{files:?}");
+    }
+    check(&[(7, 300, false), (8, 20, false)], Some(7));
+    // A server on this host has the other ends.
+    check(&[(7, 300, false), (8, 320, true)], Some(7));
+    check(&[(8, 320, true)], Some(8));
+    check(&[(8, 20, false)], None);
+    check(&[], None);
+}
+
+#[test]
 fn a_heap_is_full_if_full_collections_leave_it_full() {
     #[track_caller]
     fn check(after: f64, collecting: f64, expect: &str) {
@@ -265,44 +309,6 @@ fn hazards_are_what_is_set_wrong() {
     check(&hazard::FILES, files(400, 1024, false), "");
     check(&hazard::FILES, files(100, 1024, true), "");
     check(&hazard::FILES, files(400, 65_536, true), "");
-    // An older recording knows nothing.
-    for kind in [&hazard::PM2_MEMORY, &hazard::WORKERS, &hazard::NO_SWAP] {
-        check(kind, |s| s.limit = limit::View::default(), "");
-    }
-}
-
-proptest! {
-    #[test]
-    fn no_snapshot_is_too_strange(
-        ticks in proptest::collection::vec((any::<[u64; 8]>(), any::<bool>()), 0..8)
-    ) {
-        let config = crate::config::Config::default_for_tests(&crate::config::all_settings());
-        let kinds = crate::detect::ALL.iter().filter(|kind| kind.signal == "limit");
-        for kind in kinds {
-            let mut detector = (kind.detector)(&config);
-            for (numbers, flag) in &ticks {
-                let [read_unix_ns, used, limit, a, b, c, d, elapsed_ns] = *numbers;
-                let jvm = Jvm {
-                    full_collections: a, full_collection_ns: b, in_full_collection: *flag,
-                    old_max_bytes: c, old_after_full_bytes: Some(d), metaspace_used_bytes: a,
-                    metaspace_max_bytes: Some(b), class_space_used_bytes: c, class_space_max_bytes: d,
-                    heap_max_bytes: a, ..Jvm::default()
-                };
-                let mut snapshot = host();
-                snapshot.limit.read_unix_ns = read_unix_ns;
-                let resources = ["files", "processes", "ports", "node_heap", "redis_memory", "pm2_memory"];
-                snapshot.limit.rows.extend(resources.map(|resource| bound(resource, 7, "host", used, limit)));
-                snapshot.limit.runtimes.push(Runtime { pid: 9, name: "java".into(), facts: Facts::Jvm(jvm) });
-                let mut found = Vec::new();
-                detector.look(&Seen { snapshot: &snapshot, now_ns: read_unix_ns, elapsed_ns }, &mut found);
-                for judgement in found {
-                    prop_assert!(judgement.evidence.iter().all(|e| e.value.is_finite()), "{judgement:?}");
-                    prop_assert!(judgement.time_left_seconds.is_none_or(|left| left.is_finite() && left >= 0.0));
-                }
-            }
-        }
-    }
-}
     let container = |limits: &'static [(&'static str, Option<u64>)], bytes| {
         move |s: &mut Snapshot| {
             let owner = Process {
@@ -350,3 +356,41 @@ proptest! {
     {
         check(&hazard::KEEPALIVE, rests(private, 90, Some(7200)), "");
     }
+    // An older recording knows nothing.
+    for kind in [&hazard::PM2_MEMORY, &hazard::WORKERS, &hazard::NO_SWAP] {
+        check(kind, |s| s.limit = limit::View::default(), "");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_snapshot_is_too_strange(
+        ticks in proptest::collection::vec((any::<[u64; 8]>(), any::<bool>()), 0..8)
+    ) {
+        let config = crate::config::Config::default_for_tests(&crate::config::all_settings());
+        let kinds = crate::detect::ALL.iter().filter(|kind| kind.signal == "limit");
+        for kind in kinds {
+            let mut detector = (kind.detector)(&config);
+            for (numbers, flag) in &ticks {
+                let [read_unix_ns, used, limit, a, b, c, d, elapsed_ns] = *numbers;
+                let jvm = Jvm {
+                    full_collections: a, full_collection_ns: b, in_full_collection: *flag,
+                    old_max_bytes: c, old_after_full_bytes: Some(d), metaspace_used_bytes: a,
+                    metaspace_max_bytes: Some(b), class_space_used_bytes: c, class_space_max_bytes: d,
+                    heap_max_bytes: a, ..Jvm::default()
+                };
+                let mut snapshot = host();
+                snapshot.limit.read_unix_ns = read_unix_ns;
+                let resources = ["files", "processes", "ports", "node_heap", "redis_memory", "pm2_memory"];
+                snapshot.limit.rows.extend(resources.map(|resource| bound(resource, 7, "host", used, limit)));
+                snapshot.limit.runtimes.push(Runtime { pid: 9, name: "java".into(), facts: Facts::Jvm(jvm) });
+                let mut found = Vec::new();
+                detector.look(&Seen { snapshot: &snapshot, now_ns: read_unix_ns, elapsed_ns }, &mut found);
+                for judgement in found {
+                    prop_assert!(judgement.evidence.iter().all(|e| e.value.is_finite()), "{judgement:?}");
+                    prop_assert!(judgement.time_left_seconds.is_none_or(|left| left.is_finite() && left >= 0.0));
+                }
+            }
+        }
+    }
+}

@@ -119,6 +119,8 @@ pub struct Jvm {
     pub metaspace_used_bytes: u64,
     /// Memory reserved or committed for it by the JVM.
     pub metaspace_capacity_bytes: u64,
+    /// Classes loaded now, without those of the shared archive.
+    pub loaded_classes: u64,
     /// -XX:MaxMetaspaceSize (PermGen: its largest size); null if not set, which means until memory ends.
     pub metaspace_max_bytes: Option<u64>,
     /// Whether the three above are of PermGen.
