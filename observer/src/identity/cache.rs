@@ -111,21 +111,18 @@ impl Identities {
         self.reader.start_unix_ns(self.reader.ticks(start_boot_ns))
     }
 
-    /// The process ran exec: what is known of it is read again when it is next asked for.
-    pub fn invalidate(&mut self, pid: u32) {
-        let key = self.newest(pid);
-        if let Some(entry) = key.and_then(|key| self.entries.get_mut(&key)) {
-            entry.reread = Some(0);
-        }
-    }
-
-    /// Tells which processes live (pid, `start_boottime` of the group leader), once a second. Those that do not are forgotten
-    /// a while later.
-    pub fn forget_dead(&mut self, live: impl IntoIterator<Item = (u32, u64)>) {
+    /// Tells which processes live (pid, `start_boottime` of the group leader, its name), once a second. Those that do not
+    /// are forgotten a while later. One that has another name has run exec, or set its title: what is known of it may be
+    /// what it had from its parent, and is read again when it is next asked for.
+    pub fn forget_dead<'a>(&mut self, live: impl IntoIterator<Item = (u32, u64, &'a [u8])>) {
         self.round += 1;
-        for (pid, start_boot_ns) in live {
+        for (pid, start_boot_ns, name) in live {
             if let Some(entry) = self.entries.get_mut(&(pid, self.reader.ticks(start_boot_ns))) {
                 entry.alive = self.round;
+                let known = &entry.process.name;
+                if known.as_bytes() != name && *known != String::from_utf8_lossy(name) {
+                    entry.reread = Some(0);
+                }
             }
         }
         let round = self.round;

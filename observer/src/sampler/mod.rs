@@ -35,6 +35,7 @@ use crate::{
     signal::{
         Now, Output, Readings, Who,
         alloc::{self, Alloc},
+        comm_bytes,
         limit::{self, Limit},
         oom::{self, Oom},
         sched::{self, Sched, Watchlist},
@@ -257,7 +258,8 @@ impl Sampler {
     /// Reads everything once and folds it. `ends` on the last tick: what is open is then told.
     pub fn tick(&mut self, ends: bool) {
         self.drain();
-        let now = now();
+        // Both at once: what is born while the tick reads must not look older than the tick.
+        let (now, boottime_ns) = (now(), clock::boottime_ns());
         let elapsed_ns = if self.last.tick_ns == 0 { 0 } else { now.since(self.last.tick_ns) };
         self.last.tick_ns = now.ktime_ns;
         let fresh = self.read_rows(now);
@@ -270,7 +272,8 @@ impl Sampler {
             .iter()
             .filter(|row| row.flags & TASK_LEADER != 0 && row.flags & TASK_KERNEL == 0);
         if fresh {
-            self.who.0.forget_dead(live.map(|row| (row.tgid, row.start_boottime_ns)));
+            let live = live.map(|row| (row.tgid, row.start_boottime_ns, comm_bytes(&row.comm)));
+            self.who.0.forget_dead(live);
         }
         let limits = self.read_limits(now, read.meminfo.total_bytes);
         let cgroups = self.files.cgroups.as_mut();
@@ -278,7 +281,7 @@ impl Sampler {
         let consumers = self.consumers.read(wanted, now, elapsed_ns, &self.rows.tasks);
         let readings = Readings {
             now,
-            boottime_ns: clock::boottime_ns(),
+            boottime_ns,
             elapsed_ns,
             page_bytes: self.page_bytes,
             hz: self.hz,

@@ -10,8 +10,8 @@ pub(crate) mod testing;
 mod tick;
 
 pub use self::tick::{
-    MAX_ITEMS, Now, Output, PressureReading, Readings, Who, comm_text, per_second, ratio,
-    span_context,
+    MAX_ITEMS, Now, Output, PressureReading, Readings, Who, comm_bytes, comm_text, per_second,
+    ratio, span_context,
 };
 use crate::{config::Setting, snapshot::Snapshot, telemetry::Metric, top::Table};
 

@@ -137,8 +137,13 @@ impl Output {
 
 /// Command name as text: up to the first zero byte, anything that is not UTF-8 replaced.
 pub fn comm_text(comm: &[u8; COMM_LEN]) -> String {
+    String::from_utf8_lossy(comm_bytes(comm)).into_owned()
+}
+
+/// A command name as the kernel has it.
+pub fn comm_bytes(comm: &[u8; COMM_LEN]) -> &[u8] {
     let end = comm.iter().position(|byte| *byte == 0).unwrap_or(COMM_LEN);
-    String::from_utf8_lossy(&comm[..end]).into_owned()
+    &comm[..end]
 }
 
 /// Ids of a span from what it is about, so that the same thing has the same ids after a restart or a replay, and segments

@@ -191,34 +191,47 @@ fn dead_processes_go_after_a_while() {
     identities.get(2, None).unwrap();
     host.end(2);
     for _ in 0..ROUNDS_AFTER_DEATH {
-        identities.forget_dead([(1, 100 * TICK)]);
+        identities.forget_dead([(1, 100 * TICK, b"lives".as_slice())]);
         assert_eq!(identities.get(2, Some(100 * TICK)).unwrap().name, "dies");
     }
-    identities.forget_dead([(1, 100 * TICK)]);
+    identities.forget_dead([(1, 100 * TICK, b"lives".as_slice())]);
     assert_eq!(identities.get(2, Some(100 * TICK)), None);
     assert_eq!((identities.len(), identities.evicted()), (1, 0));
 }
 
 #[test]
-fn a_process_is_read_again_after_exec_and_once_settled() {
+fn a_process_is_read_again_when_its_name_changes_and_once_settled() {
     let host = Host::new();
     let mut identities = host.identities();
+    let tick = |identities: &mut Identities, name: &[u8]| {
+        identities.forget_dead([(3, 100 * TICK, name)]);
+    };
     let start = Some(100 * TICK);
     host.process(3, "sh", 100, &[("exe", "/bin/sh")]);
     let first = identities.get(3, start).unwrap();
+    // It runs exec.
     host.process(3, "node", 100, &[("exe", "/bin/node")]);
+    tick(&mut identities, b"sh");
     assert!(Arc::ptr_eq(&first, &identities.get(3, start).unwrap()));
-    identities.invalidate(3);
+    tick(&mut identities, b"node");
     assert_eq!(identities.get(3, start).unwrap().name, "node");
+    // What is not UTF-8 is no change.
+    fs::write(host.path("3/stat"), b"3 (\xff) S 1 3 3 0 -1 0 1 0 0 0 9 3 0 0 20 0 11 0 100 1 1")
+        .unwrap();
+    tick(&mut identities, b"\xff");
+    let odd = identities.get(3, start).unwrap();
+    assert_eq!(odd.name, "\u{fffd}");
+    tick(&mut identities, b"\xff");
+    assert!(Arc::ptr_eq(&odd, &identities.get(3, start).unwrap()));
 
     host.process(4, "node", 100, &[("exe", "/bin/node")]);
     identities.get(4, start).unwrap();
-    host.process(4, "PM2 v6: God", 100, &[]);
+    host.process(4, "node", 100, &[("exe", "/bin/node"), ("cmdline", "node /srv/api.js")]);
     for _ in 0..ROUNDS_TO_SETTLE {
-        assert_eq!(identities.get(4, start).unwrap().name, "node");
-        identities.forget_dead([(4, 100 * TICK)]);
+        assert_eq!(identities.get(4, start).unwrap().command_line, "");
+        identities.forget_dead([(4, 100 * TICK, b"node".as_slice())]);
     }
-    assert_eq!(identities.get(4, start).unwrap().name, "PM2 v6: God");
+    assert_eq!(identities.get(4, start).unwrap().command_line, "node /srv/api.js");
 }
 
 #[test]
@@ -228,10 +241,10 @@ fn a_zombie_keeps_what_was_known() {
     host.process(3, "node", 100, &[("exe", "/bin/node")]);
     let known = identities.get(3, None).unwrap();
     fs::remove_file(host.path("3/exe")).unwrap();
-    identities.invalidate(3);
+    identities.forget_dead([(3, 100 * TICK, b"other".as_slice())]);
     assert_eq!(identities.get(3, None).unwrap(), known);
     host.end(3);
-    identities.invalidate(3);
+    identities.forget_dead([(3, 100 * TICK, b"other".as_slice())]);
     assert_eq!(identities.get(3, None).unwrap(), known);
 }
 
