@@ -3,9 +3,11 @@
 mod place;
 mod replay;
 mod report;
+mod retold;
 mod runs;
 mod scenarios;
 mod score;
+mod sums;
 mod timeline;
 
 use std::{fs, path::PathBuf};
@@ -63,6 +65,9 @@ pub(crate) struct Lab {
     /// Run nothing: judge the runs of these scenarios that are in target/lab.
     #[arg(long)]
     recorded: bool,
+    /// Judge recorded runs by what this agent finds in their recordings, not by what that of their day found.
+    #[arg(long, requires = "recorded")]
+    replayed: bool,
     /// Every scenario, with its twin.
     #[arg(long, conflicts_with = "scenario")]
     all: bool,
@@ -117,7 +122,9 @@ fn rows(lab: &Lab) -> Result<Vec<Row>> {
         "the agent loads BPF programs: run as root, or in a guest with --vm"
     );
     let rows = if lab.recorded {
-        chosen.iter().map(runs::recorded).collect::<Result<Vec<_>>>()?.concat()
+        let agent = if lab.replayed { Some(agent(&tools)?) } else { None };
+        let recorded = |scenario| runs::recorded(scenario, agent.as_deref());
+        chosen.iter().map(recorded).collect::<Result<Vec<_>>>()?.concat()
     } else {
         let (agent, place) = (agent(&tools)?, Place::of(lab.vm.as_deref())?);
         let run = |scenario, twin| runs::run(lab, scenario, &place, &agent, twin);

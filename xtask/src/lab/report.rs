@@ -3,6 +3,7 @@
 use super::{
     runs::{Outcome, Row},
     score::{Hang, Score},
+    sums,
 };
 use crate::bench::markdown;
 
@@ -20,14 +21,25 @@ const HEADING: [&str; 11] = [
     "host s",
 ];
 
-/// The table of all runs, and below it what the agent's signals showed.
+/// A row a scenario, the table of all runs, and below it what the agent told and what its signals showed.
 pub(super) fn table(rows: &[Row]) -> String {
     let cells: Vec<Vec<String>> = rows.iter().map(cells).collect();
-    let mut text = markdown(&HEADING, &cells);
-    text += "\nWhat the agent's signals showed, in seconds after the fault:\n\n";
-    for row in rows {
-        if let Outcome::Scored(score) = &row.result {
-            text += &format!("- {}: {}\n", name(row), signals(score));
+    let mut text = format!("{}\n{}", sums::table(rows), markdown(&HEADING, &cells));
+    type Shown = fn(&Score) -> &[(String, f64)];
+    let lists: [(&str, Shown); 3] = [
+        ("Findings of WARN and worse that named the culprit", |score| &score.told),
+        ("False alarms", |score| &score.wrong),
+        ("What the agent's signals showed", |score| &score.signals),
+    ];
+    for (title, shown) in lists {
+        text += &format!("\n{title}, the first of each, in seconds after the fault:\n\n");
+        for row in rows {
+            match &row.result {
+                Outcome::Scored(score) if !shown(score).is_empty() => {
+                    text += &format!("- {}: {}\n", name(row), listed(shown(score)));
+                }
+                _ => {}
+            }
         }
     }
     text
@@ -37,8 +49,9 @@ pub(super) fn table(rows: &[Row]) -> String {
 pub(super) fn page(table: &str) -> String {
     format!(
         "# The hang laboratory: what the runs have shown\n\n\
-         Made by `cargo xtask lab --all --report`; the form of a run is in [lab.md](../lab.md). Times are seconds of the \
-         run's own clock since the fault began. A twin is the same software in good health.\n\n{table}"
+         Made by `cargo xtask lab --all --report`, also of recorded runs; the form of a run is in [lab.md](../lab.md). Times \
+         are seconds of the run's own clock since the fault began. A twin is the same software in good health. A lead is from \
+         the first correct warning to the sending of the first request that failed.\n\n{table}"
     )
 }
 
@@ -59,7 +72,7 @@ pub(super) fn sentence(score: &Score) -> String {
             format!("{} findings", score.findings)
         },
         score.false_alarms,
-        signals(score),
+        listed(&score.signals),
         score.witness.samples,
         score.witness.longest_gap_s,
         if score.witness.hardened { "" } else { ", not locked or not real-time" },
@@ -103,10 +116,10 @@ fn length(hang: Hang) -> String {
     format!("{}{:.0} s", if hang.open { "over " } else { "" }, hang.length_s)
 }
 
-fn signals(score: &Score) -> String {
-    if score.signals.is_empty() {
+fn listed(shown: &[(String, f64)]) -> String {
+    if shown.is_empty() {
         return "nothing".to_owned();
     }
-    let shown = score.signals.iter().map(|(what, at)| format!("{what} ({at:.1})"));
+    let shown = shown.iter().map(|(what, at)| format!("{what} ({at:.1})"));
     shown.collect::<Vec<_>>().join(", ")
 }

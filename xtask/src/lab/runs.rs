@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{
     Lab,
     place::Place,
-    report,
+    report, retold,
     scenarios::Scenario,
     score::{self, Score},
     timeline::Timeline,
@@ -77,7 +77,7 @@ pub(super) fn run(lab: &Lab, scenario: &Scenario, place: &Place, agent: &Path, t
     let host = Host { place: place.to_string(), wall_s: start.elapsed().as_secs_f64() };
     let result = result.and_then(|skipped| {
         fs::write(out.join(HOST), host.json().to_string())?;
-        skipped.map_or_else(|| judge(&out, lab.smoke), |why| Ok(Outcome::Skipped(why)))
+        skipped.map_or_else(|| judge(&out, lab.smoke, None), |why| Ok(Outcome::Skipped(why)))
     });
     let result = result.unwrap_or_else(|error| match error.is::<Unavailable>() {
         true => Outcome::Skipped(format!("{error:#}")),
@@ -103,11 +103,11 @@ fn folder(scenario: &Scenario, twin: bool, smoke: bool) -> PathBuf {
     free.unwrap_or(folder)
 }
 
-/// Judges all runs of a scenario that were kept.
+/// Judges all runs of a scenario that were kept: by the findings of their day, or by those of an agent of today.
 ///
 /// # Errors
 /// Where their folder cannot be read.
-pub(super) fn recorded(scenario: &Scenario) -> Result<Vec<Row>> {
+pub(super) fn recorded(scenario: &Scenario, today: Option<&Path>) -> Result<Vec<Row>> {
     let folder = Path::new(FOLDER).join(scenario.name());
     let mut names = Vec::new();
     for entry in fs::read_dir(&folder).into_iter().flatten() {
@@ -119,7 +119,7 @@ pub(super) fn recorded(scenario: &Scenario) -> Result<Vec<Row>> {
         let (out, twin) = (folder.join(name), name.starts_with("twin"));
         let host = Host::read(&out.join(HOST)).unwrap_or_default();
         let result =
-            judge(&out, false).unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")));
+            judge(&out, false, today).unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")));
         Row { scenario: scenario.clone(), twin, host, result }
     };
     Ok(names.iter().map(row).collect())
@@ -148,8 +148,11 @@ fn attempt(
 }
 
 /// Judges what a run has left.
-fn judge(out: &Path, smoke: bool) -> Result<Outcome> {
-    let run = Timeline::read(&out.join("timeline.jsonl"))?;
+fn judge(out: &Path, smoke: bool, today: Option<&Path>) -> Result<Outcome> {
+    let mut run = Timeline::read(&out.join("timeline.jsonl"))?;
+    if let Some(agent) = today {
+        retold::retell(&mut run, out, agent)?;
+    }
     let score = score::score(&run).context("the time line has no fault_start")?;
     let gap_s = score.witness.longest_gap_s;
     ensure!(score.witness.samples > 0, "the witness saw nothing");

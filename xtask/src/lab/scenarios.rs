@@ -48,6 +48,12 @@ impl Scenario {
         self.0["name"].as_str().unwrap_or_default()
     }
 
+    /// One with a name and nothing else.
+    #[cfg(test)]
+    pub(super) fn named(name: &str) -> Self {
+        Self(serde_json::json!({ "name": name }))
+    }
+
     pub(super) fn text(&self, key: &str) -> &str {
         self.0[key].as_str().unwrap_or_default()
     }

@@ -22,7 +22,11 @@ pub(super) struct Score {
     /// Findings of WARN or worse that name somebody else, or come before the fault, or on a twin. One that names nobody
     /// (a symptom) is neither right nor wrong.
     pub(super) false_alarms: usize,
-    /// What the agent's signals showed, as long as nobody judges: what and when.
+    /// The first finding of WARN or worse of each kind and level that names the culprit: what and when.
+    pub(super) told: Vec<(String, f64)>,
+    /// The first of each kind and level that is a false alarm, with whom it names.
+    pub(super) wrong: Vec<(String, f64)>,
+    /// What the agent's signals showed: what and when.
     pub(super) signals: Vec<(String, f64)>,
     /// How well the witness could see.
     pub(super) witness: Witness,
@@ -76,6 +80,8 @@ pub(super) fn score(run: &Timeline) -> Option<Score> {
         warned_s: alarms.iter().find(|event| right(event)).map(|event| since(event)),
         findings: run.of("agent", "finding").count(),
         false_alarms: alarms.iter().filter(|event| is_false(event)).count(),
+        told: firsts(alarms.iter().filter(|event| right(event)), fault_s, kind_and_level),
+        wrong: firsts(alarms.iter().filter(is_false), fault_s, with_whom),
         signals: signals(run, fault_s, &culprits),
         witness: witness(run),
     })
@@ -85,6 +91,32 @@ pub(super) fn score(run: &Timeline) -> Option<Score> {
 fn is_alarm(event: &Event) -> bool {
     let level = event.text("level").to_ascii_lowercase();
     !["info", "notice", "debug", "clear", "watch"].contains(&level.as_str())
+}
+
+/// The first of each name, in the order of time.
+fn firsts<'a>(
+    events: impl Iterator<Item = &'a &'a Event>,
+    fault_s: f64,
+    name: fn(&Event) -> String,
+) -> Vec<(String, f64)> {
+    let mut seen = Vec::<(String, f64)>::new();
+    for event in events {
+        let name = name(event);
+        if seen.iter().all(|(known, _)| *known != name) {
+            seen.push((name, event.t_s - fault_s));
+        }
+    }
+    seen
+}
+
+fn kind_and_level(event: &Event) -> String {
+    format!("{} {}", event.text("kind"), event.text("level"))
+}
+
+fn with_whom(event: &Event) -> String {
+    let name = event.text("culprit_name");
+    let of = if name.is_empty() { String::new() } else { format!(" of {name}") };
+    kind_and_level(event) + &of
 }
 
 fn hang(run: &Timeline, fault_s: f64) -> Option<Hang> {
@@ -203,6 +235,11 @@ mod tests {
             (Some(5.0), Some(25.0), Some(20.0))
         );
         assert_eq!((score.findings, score.false_alarms), (6, 1));
+        let named = |list: &[(String, f64)]| -> Vec<_> {
+            list.iter().map(|(what, at)| format!("{} {at}", what.trim())).collect()
+        };
+        assert_eq!(named(&score.told), ["WARN 5", "CRITICAL 6"]);
+        assert_eq!(named(&score.wrong), ["WARN of node 4"]);
     }
 
     #[test]

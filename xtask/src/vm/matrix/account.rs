@@ -10,6 +10,9 @@ use crate::skips;
 /// Stands for the release in a reason: a list is about a line of kernels.
 const RELEASE: &str = "KERNEL";
 
+/// What a line of a test that failed ends with; no list has one.
+const FAILED: &str = "FAILED";
+
 /// What came of a kernel.
 #[derive(Debug, Default)]
 pub(super) struct Account {
@@ -55,6 +58,20 @@ impl Account {
         )
     }
 
+    /// The list with what was seen now: programs, tests that ran and did not fail, and what is known of those that did not run.
+    /// If `all` ran, a test that is not among them is no more.
+    pub(super) fn written(&self, list: &str, all: bool) -> String {
+        let ran = |line: &str| self.tests.iter().any(|(name, _)| is_of(line, name));
+        let known = list.lines().filter(|line| line.starts_with("test ") && !all && !ran(line));
+        let seen = self.to_string();
+        let (tests, programs): (Vec<_>, Vec<_>) =
+            seen.lines().partition(|line| line.starts_with("test "));
+        let mut tests: Vec<_> =
+            tests.into_iter().filter(|line| !line.ends_with(FAILED)).chain(known).collect();
+        tests.sort_unstable();
+        programs.iter().chain(&tests).flat_map(|line| [line, "\n"]).collect()
+    }
+
     /// Lines of this and not of the list, with `+`; lines of the list that are not in this, with `-`. A test that did not
     /// run is missed only if `all` ran.
     pub(super) fn differences(&self, list: &str, all: bool) -> Vec<String> {
@@ -64,7 +81,7 @@ impl Account {
         let mut lines: Vec<_> = seen.difference(&known).map(|line| format!("+ {line}")).collect();
         let ran = |line: &str| {
             all || !line.starts_with("test ")
-                || self.tests.iter().any(|(name, _)| line.starts_with(&format!("test {name}: ")))
+                || self.tests.iter().any(|(name, _)| is_of(line, name))
         };
         let missed = known.difference(&seen).filter(|line| ran(line));
         lines.extend(missed.map(|line| format!("- {line}")));
@@ -81,11 +98,18 @@ impl fmt::Display for Account {
             match came {
                 Came::Passed => writeln!(f, "test {name}: passed")?,
                 Came::Skipped(reason) => writeln!(f, "test {name}: skipped: {reason}")?,
-                Came::Failed => writeln!(f, "test {name}: FAILED")?,
+                Came::Failed => writeln!(f, "test {name}: {FAILED}")?,
             }
         }
         Ok(())
     }
+}
+
+/// Whether a line of a list is about this test.
+fn is_of(line: &str, test: &str) -> bool {
+    line.strip_prefix("test ")
+        .and_then(|line| line.strip_prefix(test))
+        .is_some_and(|rest| rest.starts_with(": "))
 }
 
 fn program(row: &Value) -> String {
@@ -140,6 +164,24 @@ mod tests {
         assert_eq!(account.to_string(), LIST);
         assert_eq!(account.failed(), ["a::d"]);
         assert_eq!(account.sums(), "1 attached, 0 degraded, 1 impossible; 3 tests, 1 skipped");
+    }
+
+    #[test]
+    fn a_list_is_written_of_what_passed_and_keeps_what_did_not_run() {
+        let account = Account::read(CHECK, TESTS).expect("an account");
+        let check = |all: bool, known: &str, expected: &[&str]| {
+            let written = account.written(known, all);
+            let tests: Vec<_> = written.lines().skip(2).collect();
+            assert_eq!(tests, expected);
+            assert!(LIST.starts_with(
+                &written.lines().take(2).map(|line| format!("{line}\n")).collect::<String>()
+            ));
+        };
+        let seen = ["test a::b: passed", "test a::c: skipped: no node"];
+        check(true, "", &seen);
+        check(true, "old: attached\ntest a::bb: passed\n", &seen);
+        let known = "old: attached\ntest a::b: skipped: x\ntest a::bb: passed\ntest a::d: passed\n";
+        check(false, known, &[seen[0], "test a::bb: passed", seen[1]]);
     }
 
     #[test]
