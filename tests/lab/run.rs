@@ -70,8 +70,9 @@ const SETUP_LIMIT: Duration = Duration::from_secs(240);
 const READY_LIMIT: Duration = Duration::from_secs(120);
 /// A hang is watched for so long.
 const HANG_S: f64 = 45.0;
-/// In a brief run, and what comes after the first request that failed.
-const BRIEF_S: f64 = 6.0;
+/// In a brief run, and what comes after the first request that failed: some faults fail the very next one, and who it was may be
+/// told a few seconds later.
+const BRIEF_S: f64 = 12.0;
 /// What comes after an OOM kill is watched for so long.
 const AFTER_KILL_S: f64 = 10.0;
 /// Time that the host has to recover once the programs are gone.

@@ -46,7 +46,7 @@ fn run(stage: &mut Stage, delays_ms: &[u32]) {
     stage.health(shop.port, "/stock");
     stage.tell("victim", json!({ "pids": [shop.pid(), database.pid()] }));
     let visitors = Visitors::start(shop.port, "/stock", Rate::even(stage.rate()));
-    stage.culprit(&["device-mapper", "dm-0"], &[]);
+    stage.culprit(&["disk dm-0"], &[]);
     stage.begin();
     for delay_ms in delays_ms {
         disk.delay_writes(*delay_ms);

@@ -46,7 +46,7 @@ fn run(stage: &mut Stage, act: fn(&mut Stage, &Disk, u16)) {
     stage.tell("victim", json!({ "pids": [shop.pid()] }));
     let rate = Rate::even(stage.rate());
     let visitors = Visitors::start(shop.port, "/save", rate);
-    stage.culprit(&["device-mapper", "dm-0"], &[]);
+    stage.culprit(&["disk dm-0"], &[]);
     stage.begin();
     act(stage, &disk, shop.port);
     visitors.end(stage);

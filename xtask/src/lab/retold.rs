@@ -29,7 +29,10 @@ pub(super) fn retell(run: &mut Timeline, out: &Path, agent: &Path) -> Result<()>
     let recording = out.join(RECORDING);
     let words =
         [&*agent.to_string_lossy(), "replay", &*recording.to_string_lossy()].map(str::to_owned);
-    let text = output(command(&words).args(["--findings", "--json"]))?;
+    // It is ours; the agent takes no variable for one of its own that it does not know.
+    let mut replay = command(&words);
+    replay.args(["--findings", "--json"]).env_remove("OBSERVER_BIN");
+    let text = output(&mut replay)?;
     let clock_s =
         run.header["unix_minus_monotonic_s"].as_f64().context("no clock in the header")?;
     replace(run, &text, clock_s).with_context(|| recording.display().to_string())
