@@ -11,6 +11,7 @@ pub mod classic;
 pub mod histogram;
 pub mod offsets;
 pub mod oom;
+pub mod reply;
 pub mod sched;
 pub mod tcp;
 
@@ -18,7 +19,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Raised with every change of a type in this crate. The agent embeds its programs, so that the two cannot differ in one
 /// binary; recordings carry it.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Size of the event ring in bytes by default: a burst of 1,000 closing connections takes a fifth of it.
 pub const RING_BYTES: u32 = 1 << 20;

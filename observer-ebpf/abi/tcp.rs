@@ -187,8 +187,8 @@ pub struct SocketRow {
     pub timeouts: u16,
     /// Zero-window probes without an answer.
     pub probes: u16,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// Sequence number of the next byte to be received; 0 where only /proc was read.
+    pub received_sequence: u32,
 }
 
 /// One socket file of a process that listens, or that a connection of the ledger got its owner from; a row of the task-file iterator: which process holds which TCP socket.

@@ -1,8 +1,8 @@
 //! Programs that do nothing: what the kernel takes to call one is not the cost of ours (`cargo xtask bench instructions`).
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, fentry, perf_event},
-    programs::{BtfTracePointContext, FEntryContext, PerfEventContext},
+    macros::{btf_tracepoint, fentry, perf_event, socket_filter},
+    programs::{BtfTracePointContext, FEntryContext, PerfEventContext, SkBuffContext},
 };
 
 use crate::alloc::IterContext;
@@ -19,6 +19,11 @@ fn empty_fentry(_ctx: FEntryContext) -> i32 {
 
 #[perf_event]
 fn empty_perf_event(_ctx: PerfEventContext) -> u32 {
+    0
+}
+
+#[socket_filter]
+fn empty_socket_filter(_ctx: SkBuffContext) -> i64 {
     0
 }
 

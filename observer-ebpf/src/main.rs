@@ -39,6 +39,8 @@ mod oom;
 #[cfg(target_arch = "bpf")]
 mod reclaim;
 #[cfg(target_arch = "bpf")]
+mod reply;
+#[cfg(target_arch = "bpf")]
 mod sched;
 #[cfg(target_arch = "bpf")]
 mod subject;

@@ -171,7 +171,7 @@ fn fill(row: &mut SocketRow, tcp: Object) {
     row.rto_jiffies = get!(tcp, icsk_rto as u32);
     row.timeouts = u16::from(get!(tcp, icsk_retransmits as u8));
     row.probes = u16::from(get!(tcp, icsk_probes_out as u8));
-    row.reserved = 0;
+    row.received_sequence = received;
 }
 
 /// Context of the task-file iterator (kernel/bpf/task_iter.c).

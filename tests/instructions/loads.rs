@@ -117,6 +117,33 @@ impl Load for Connect {
     }
 }
 
+/// A database that answers without being asked: the shortest reply of PostgreSQL, in a packet of its own, and the
+/// acknowledgement of it.
+pub struct Answer {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+impl Answer {
+    /// Connects.
+    pub fn new(listener: &TcpListener) -> io::Result<Self> {
+        let client = TcpStream::connect(listener.local_addr()?)?;
+        let (server, _) = listener.accept()?;
+        server.set_nodelay(true)?;
+        Ok(Self { client, server })
+    }
+}
+
+impl Load for Answer {
+    fn repeat(&mut self, count: u32) -> io::Result<()> {
+        for _ in 0..count {
+            self.server.write_all(b"Z\0\0\0\x05T")?;
+            self.client.read_exact(&mut [0; 6])?;
+        }
+        Ok(())
+    }
+}
+
 /// Pages that are touched for the first time.
 pub struct Touch;
 

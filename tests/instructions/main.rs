@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loads::{Call, Connect, Live, Load, Open, Sleepers, Talk, Touch};
+use loads::{Answer, Call, Connect, Live, Load, Open, Sleepers, Talk, Touch};
 use observer::kernel::{
     alone::{self, Alone},
     programs::Hook,
@@ -96,6 +96,7 @@ const SWITCH: Hook = Hook::TpBtf("sched_switch");
 const STATE: Hook = Hook::TpBtf("inet_sock_set_state");
 const CALL: Hook = Hook::TpBtf("sys_enter");
 const POLL: Hook = Hook::Entry("do_epoll_wait");
+const PACKETS: Hook = Hook::Packets;
 
 const CASES: &[Case] = &[
     // First, as long as no connection that was closed lingers in the table of sockets.
@@ -144,6 +145,12 @@ const CASES: &[Case] = &[
             Ok(Box::new(Call::new(true)?))
         })
     },
+    case("packet, port not looked at", "reply_ends", PACKETS, 3_000, |setup| {
+        Ok(Box::new(Answer::new(&setup.other)?))
+    }),
+    case("packet, end of a reply", "reply_ends", PACKETS, 3_000, |setup| {
+        Ok(Box::new(Answer::new(&setup.watched)?))
+    }),
 ];
 
 fn live(setup: &Setup) -> Result<Box<dyn Load>, Error> {
@@ -163,6 +170,7 @@ fn main() -> Result<(), Error> {
     };
     let mut alone = Alone::load()?;
     alone.tables.set_ports(&[WATCHED_PORT])?;
+    alone.tables.set_reply_ports(&[], &[WATCHED_PORT])?;
     for case in CASES {
         let row =
             measure(case, &setup, &mut alone).map_err(|error| format!("{}: {error}", case.name))?;

@@ -16,6 +16,7 @@ mod proc;
 mod sched;
 mod tcp;
 mod top;
+mod transaction;
 
 use std::process::Command;
 

@@ -1,7 +1,11 @@
 //! Programs of the object one at a time, and empty ones in their place, for `cargo xtask bench instructions`. The agent
 //! does not come here.
 
-use std::{io::Read as _, os::fd::OwnedFd, time::Duration};
+use std::{
+    io::Read as _,
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
@@ -14,7 +18,7 @@ use aya::{
 };
 use observer_abi::RING_BYTES;
 
-use super::{BTF_PATH, Options, btf, load, offsets, programs::Hook, tables::Tables};
+use super::{BTF_PATH, Options, btf, load, offsets, programs::Hook, replies, tables::Tables};
 
 /// A threshold that nothing reaches: what is rare is not measured.
 const NEVER: Duration = Duration::MAX;
@@ -24,6 +28,8 @@ pub struct Alone {
     object: Ebpf,
     types: aya::Btf,
     buffer: Vec<u8>,
+    /// Packet sockets that a filter is on.
+    sockets: Vec<OwnedFd>,
     /// Its maps.
     pub tables: Tables,
 }
@@ -49,7 +55,7 @@ impl Alone {
         let types = aya::Btf::from_sys_fs()?;
         let mut object = load::object(&types, &found, &options)?;
         let tables = Tables::take(&mut object)?;
-        Ok(Self { object, types, buffer: Vec::new(), tables })
+        Ok(Self { object, types, buffer: Vec::new(), sockets: Vec::new(), tables })
     }
 
     /// Attaches a program; one for an iterator waits for [`Alone::read`]. Of page faults every one is taken.
@@ -79,6 +85,10 @@ impl Alone {
                 let here = PerfEventScope::AllProcessesOneCpu { cpu: 0 };
                 program.attach(config, here, SamplePolicy::Period(1), false)?;
             }
+            (Program::SocketFilter(program), Hook::Packets) => {
+                program.load()?;
+                self.sockets = replies::on_loopback(program.fd()?.as_fd())?.into();
+            }
             (_, hook) => bail!("{name} does not go on {hook:?}"),
         }
         Ok(())
@@ -94,6 +104,10 @@ impl Alone {
             Program::FEntry(program) => program.unload()?,
             Program::Iter(program) => program.unload()?,
             Program::PerfEvent(program) => program.unload()?,
+            Program::SocketFilter(program) => {
+                self.sockets.clear();
+                program.unload()?;
+            }
             _ => bail!("{name} is of no type that is measured"),
         }
         Ok(())
@@ -139,6 +153,7 @@ pub fn empty(hook: Hook) -> &'static str {
         Hook::Iter(_) => "empty_iter",
         Hook::PageFaults => "empty_perf_event",
         Hook::Entry(_) => "empty_fentry",
+        Hook::Packets => "empty_socket_filter",
         Hook::Tracepoint(_) => "there is none",
     }
 }

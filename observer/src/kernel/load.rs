@@ -7,7 +7,7 @@ use aya::{
     Ebpf, EbpfLoader,
     maps::{Queue, RingBuf},
     programs::{
-        BtfTracePoint, FEntry, Iter, PerfEvent, ProgramError, TracePoint,
+        BtfTracePoint, FEntry, Iter, PerfEvent, ProgramError, SocketFilter, TracePoint,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
     util::online_cpus,
@@ -19,6 +19,7 @@ use super::{
     offsets::{self, Found},
     plan::{Choice, Plan, Refusal, remedy},
     programs::{Hook, PROGRAMS, Spec, Variant},
+    replies::Replies,
     support::Support,
     tables::{Tables, Wire},
 };
@@ -32,6 +33,12 @@ static CLASSIC: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/o
 /// Name in the object of the program that goes on the entry of a function, where the one named by its [`Spec`] goes on
 /// something else.
 pub(super) const EPOLL_ENTRY: &str = "epoll_wait_enter";
+
+/// The standby program that goes on a tracepoint or a function.
+const EPOLL: &str = "epoll_enter";
+
+/// The standby program of packet sockets.
+pub(super) const REPLIES: &str = "reply_ends";
 
 /// Loads the full object and starts what the plan says. The verdicts are those of what happened.
 pub(super) fn full(
@@ -51,7 +58,16 @@ pub(super) fn full(
     let logger =
         (options.log_level > 0).then(|| aya_log::EbpfLogger::init(&mut object)).transpose()?;
     let events = Events::Ring(ring);
-    Ok((Loaded { object, events, tables, epoll_hook, epoll: None, logger }, programs))
+    let loaded = Loaded {
+        object,
+        events,
+        tables,
+        epoll_hook,
+        epoll: None,
+        replies: Replies::default(),
+        logger,
+    };
+    Ok((loaded, programs))
 }
 
 /// Loads the classic object, likewise.
@@ -73,7 +89,16 @@ pub(super) fn classic(
     let mut tables = Tables::take(&mut object)?;
     tables.set_ports(&options.ports)?;
     let events = Events::Queue(queue);
-    Ok((Loaded { object, events, tables, epoll_hook, epoll: None, logger: None }, programs))
+    let loaded = Loaded {
+        object,
+        events,
+        tables,
+        epoll_hook,
+        epoll: None,
+        replies: Replies::default(),
+        logger: None,
+    };
+    Ok((loaded, programs))
 }
 
 fn layout(of_kernel: Layout, options: &Options) -> Layout {
@@ -87,7 +112,7 @@ fn layout(of_kernel: Layout, options: &Options) -> Layout {
     }
 }
 
-/// Starts every program by itself; also gives the hook of the one that waits until it is needed.
+/// Starts every program by itself; also gives the hook of the probe on epoll, which waits until it is needed.
 fn start_all(
     object: &mut Ebpf,
     plan: &Plan,
@@ -95,14 +120,14 @@ fn start_all(
     support: &Support,
     options: &Options,
 ) -> (Vec<Program>, Option<Hook>) {
-    let mut standby = None;
+    let mut epoll = None;
     let mut programs = Vec::with_capacity(PROGRAMS.len());
     for (spec, choice) in PROGRAMS.iter().zip(&plan.choices) {
         let (row, hook) = start(object, spec, choice, types, support, options);
         programs.push(row);
-        standby = hook.filter(|_| spec.standby).or(standby);
+        epoll = hook.filter(|_| spec.name == EPOLL).or(epoll);
     }
-    (programs, standby)
+    (programs, epoll)
 }
 
 /// The object with all its maps; no program is loaded yet.
@@ -212,6 +237,10 @@ fn try_start(
             let program: &mut TracePoint = program.try_into()?;
             program.load()?;
             program.attach(category, name)?;
+        }
+        Hook::Packets => {
+            let program: &mut SocketFilter = program.try_into()?;
+            program.load()?;
         }
     }
     Ok(())

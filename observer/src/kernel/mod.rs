@@ -13,18 +13,22 @@ pub mod offsets;
 mod packets;
 pub mod plan;
 pub mod programs;
+mod replies;
 pub mod support;
 pub mod tables;
 mod tracefs;
 mod trial;
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, os::fd::AsFd as _, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf,
     maps::{MapData, Queue, RingBuf},
-    programs::{BtfTracePoint, FEntry, Iter, fentry::FEntryLinkId, tp_btf::BtfTracePointLinkId},
+    programs::{
+        BtfTracePoint, FEntry, Iter, SocketFilter, fentry::FEntryLinkId,
+        tp_btf::BtfTracePointLinkId,
+    },
 };
 use observer_abi::{
     alloc::TaskRow,
@@ -41,6 +45,7 @@ pub use self::{
 use self::{
     plan::{Plan, Rung, Wanted},
     programs::{Hook, PROGRAMS},
+    replies::Replies,
     support::Offer,
     tables::Wire,
 };
@@ -88,6 +93,8 @@ struct Loaded {
     /// Where the probe on epoll goes.
     epoll_hook: Option<Hook>,
     epoll: Option<EpollLink>,
+    /// Where ends of replies are looked for.
+    replies: Replies,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
 }
 
@@ -233,6 +240,25 @@ impl Kernel {
             (_, unchanged) => loaded.epoll = unchanged,
         }
         Ok(())
+    }
+
+    /// Has the ends of replies looked for: those from these ports, on the interfaces that have these addresses. A loopback
+    /// address stands for what stays on this host.
+    ///
+    /// # Errors
+    /// What the system refuses. It is then looked where it could be.
+    pub fn watch_replies(
+        &mut self,
+        ports: &BTreeSet<u16>,
+        addresses: &BTreeSet<IpAddr>,
+    ) -> Result<()> {
+        if !self.runs(load::REPLIES) {
+            return Ok(());
+        }
+        let Some(loaded) = &mut self.ebpf else { return Ok(()) };
+        let program: &SocketFilter =
+            loaded.object.program(load::REPLIES).context("no such program")?.try_into()?;
+        loaded.replies.watch(program.fd()?.as_fd(), &mut loaded.tables, ports, addresses)
     }
 
     /// Memory of all maps, as the kernel accounts it (`memlock` in /proc/self/fdinfo).

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     fs, io, mem,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
 };
 
 /// Bytes kept of a packet: the least that every resolver must accept over UDP is 512, EDNS answers stay below this.
@@ -84,7 +84,7 @@ impl Packets {
             buffer: vec![0; MAX_PACKET],
         };
         // Shows at once whether it is allowed, also where no interface is up yet.
-        drop(socket(libc::ETH_P_IP, ANY_INTERFACE, &IPV4)?);
+        drop(socket(libc::ETH_P_IP, ANY_INTERFACE, Filter::Classic(&IPV4))?);
         packets.follow_routes()?;
         Ok(packets)
     }
@@ -103,8 +103,8 @@ impl Packets {
         }
         let mut sockets = Vec::new();
         for interface in &interfaces {
-            sockets.push(socket(libc::ETH_P_IP, *interface, &IPV4)?);
-            sockets.push(socket(libc::ETH_P_IPV6, *interface, &IPV6)?);
+            sockets.push(socket(libc::ETH_P_IP, *interface, Filter::Classic(&IPV4))?);
+            sockets.push(socket(libc::ETH_P_IPV6, *interface, Filter::Classic(&IPV6))?);
         }
         (self.interfaces, self.sockets) = (interfaces, sockets);
         Ok(())
@@ -166,10 +166,20 @@ fn payload(packet: &[u8]) -> Option<&[u8]> {
     packet.get(header + UDP_HEADER..)
 }
 
-fn socket(
+/// What a packet socket asks of each packet.
+#[derive(Clone, Copy)]
+pub(super) enum Filter<'a> {
+    /// A classic program.
+    Classic(&'a [libc::sock_filter]),
+    /// A loaded BPF program.
+    Program(BorrowedFd<'a>),
+}
+
+/// Opens a packet socket that gives packets of one protocol (ETH_P_*) from their IP header on.
+pub(super) fn socket(
     protocol: libc::c_int,
     interface: u32,
-    filter: &[libc::sock_filter],
+    filter: Filter<'_>,
 ) -> io::Result<OwnedFd> {
     let network_order = (protocol as u16).to_be();
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
@@ -181,19 +191,12 @@ fn socket(
     }
     // SAFETY: the descriptor was opened here and belongs to nobody else.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
-    // SAFETY: the option's value is a sock_fprog that outlives the call, and the kernel only reads the filter.
-    let set = unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            (&raw const program).cast(),
-            size_of_val(&program) as libc::socklen_t,
-        )
-    };
-    if set < 0 {
-        return Err(io::Error::last_os_error());
+    match filter {
+        Filter::Classic(filter) => {
+            let (len, filter) = (filter.len() as u16, filter.as_ptr().cast_mut());
+            option(&fd, libc::SO_ATTACH_FILTER, &libc::sock_fprog { len, filter })?;
+        }
+        Filter::Program(program) => option(&fd, libc::SO_ATTACH_BPF, &program.as_raw_fd())?,
     }
     // SAFETY: all zeroes is a valid sockaddr_ll.
     let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
@@ -209,6 +212,21 @@ fn socket(
         )
     };
     if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+}
+
+/// Sets an option of a socket; `value` is what the kernel takes for `name`.
+fn option<T>(socket: &OwnedFd, name: libc::c_int, value: &T) -> io::Result<()> {
+    // SAFETY: the value outlives the call, and so does the filter that it may point to; the kernel only reads them.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            name,
+            std::ptr::from_ref(value).cast(),
+            size_of::<T>() as libc::socklen_t,
+        )
+    };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -219,6 +219,11 @@ fn hook(
                 return Ok(VICTIM_BY_PID);
             }
         }
+        Hook::Packets if !support.privileges.opens_packet_sockets() => {
+            return Err(Refusal::new("no packet sockets".to_owned(), "grant CAP_NET_RAW"));
+        }
+        // Any kernel that has the rest has these.
+        Hook::Packets => {}
     }
     Ok("")
 }

@@ -13,6 +13,8 @@ pub enum Hook {
     PageFaults,
     /// Classic tracepoint, `category/name`.
     Tracepoint(&'static str),
+    /// Filter of packet sockets.
+    Packets,
 }
 
 /// One way to run a program.
@@ -193,6 +195,13 @@ pub const PROGRAMS: &[Spec] = &[
         &[best(Hook::Iter("task_file"))],
         "connections older than the agent have no owner",
     ),
+    Spec {
+        name: "reply_ends",
+        signal: "tcp",
+        variants: &[best(Hook::Packets)],
+        standby: true,
+        loss: "whether a session is in a transaction is not known",
+    },
     spec(
         "sched_switch",
         "sched",
@@ -240,6 +249,7 @@ impl Hook {
             Self::Iter(name) => format!("iter/{name}"),
             Self::PageFaults => "perf_event/page-faults".to_owned(),
             Self::Tracepoint(name) => format!("tracepoint/{name}"),
+            Self::Packets => "socket_filter/packets".to_owned(),
         }
     }
 }

@@ -168,9 +168,17 @@ impl Privileges {
     /// Whether perf_event_open(2) is closed to this process, as Debian and Ubuntu have it: kernel.perf_event_paranoid above 2
     /// then asks for CAP_SYS_ADMIN, which CAP_PERFMON does not stand for.
     pub fn is_too_paranoid(&self) -> bool {
-        const SYS_ADMIN: u64 = 1 << 21;
-        let capabilities = u64::from_str_radix(&self.capabilities, 16).unwrap_or(0);
-        self.perf_event_paranoid.is_some_and(|level| level > 2) && capabilities & SYS_ADMIN == 0
+        self.perf_event_paranoid.is_some_and(|level| level > 2) && !self.is_capable(21)
+    }
+
+    /// Whether packet(7) is open to this process: CAP_NET_RAW.
+    pub fn opens_packet_sockets(&self) -> bool {
+        self.is_capable(13)
+    }
+
+    /// By number (include/uapi/linux/capability.h).
+    fn is_capable(&self, capability: u32) -> bool {
+        u64::from_str_radix(&self.capabilities, 16).unwrap_or(0) >> capability & 1 != 0
     }
 
     /// Whether the kernel is locked down so far that no helper reads memory.

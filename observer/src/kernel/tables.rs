@@ -1,6 +1,6 @@
 //! Typed views of the maps.
 
-use std::io::Read as _;
+use std::{collections::BTreeMap, io::Read as _};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -12,6 +12,7 @@ use observer_abi::{
     COUNTERS, Counter, KINDS, Kind,
     alloc::{FaultSite, Faults},
     oom::Reclaimer,
+    reply::{Ends, Reply},
     sched::{WATCH_SLOTS, WATCHED, Watch},
 };
 use zerocopy::{FromBytes, Immutable, KnownLayout};
@@ -33,6 +34,14 @@ pub struct Tables {
     reclaimers: HashMap<MapData, u32, Wire<Reclaimer>>,
     faults: HashMap<MapData, Wire<FaultSite>, Wire<Faults>>,
     stacks: StackTraceMap<MapData>,
+    /// Of the full object.
+    replies: Option<Replies>,
+}
+
+/// Ends of replies, and the ports that they are looked for at.
+struct Replies {
+    ports: Array<MapData, u64>,
+    by_ends: HashMap<MapData, Wire<Ends>, Wire<Reply>>,
 }
 
 /// How the programs know which threads are watched.
@@ -80,6 +89,7 @@ impl Tables {
     /// If the object lacks a map, which means that it is not the one this agent was built with.
     pub fn take(ebpf: &mut Ebpf) -> Result<Self> {
         let has_state = ebpf.map("WATCH").is_some();
+        let has_replies = ebpf.map("REPLIES").is_some();
         let mut map = |name: &'static str| {
             ebpf.take_map(name).with_context(|| format!("the BPF object has no map {name}"))
         };
@@ -88,6 +98,11 @@ impl Tables {
         } else {
             Watching::Key(map("WATCHED")?.try_into()?)
         };
+        let mut replies = None;
+        if has_replies {
+            let (ports, by_ends) = (map("REPLY_PORTS")?, map("REPLIES")?);
+            replies = Some(Replies { ports: ports.try_into()?, by_ends: by_ends.try_into()? });
+        }
         Ok(Self {
             counters: map("COUNTERS_MAP")?.try_into()?,
             watch,
@@ -96,6 +111,7 @@ impl Tables {
             reclaimers: map("RECLAIMERS")?.try_into()?,
             faults: map("FAULTS")?.try_into()?,
             stacks: map("STACKS")?.try_into()?,
+            replies,
         })
     }
 
@@ -153,14 +169,35 @@ impl Tables {
 
     /// Sets the ports whose connections are entered in the ledger.
     pub fn set_ports(&mut self, ports: &[u16]) -> Result<()> {
-        for word in ports.iter().map(|port| port >> 6) {
-            let bits = ports
-                .iter()
-                .filter(|port| **port >> 6 == word)
-                .fold(0, |bits, port| bits | 1 << (port & 63));
-            self.ports.set(u32::from(word), bits, 0).context("cannot write the port table")?;
+        for (word, bits) in port_words(ports) {
+            self.ports.set(word, bits, 0).context("cannot write the port table")?;
         }
         Ok(())
+    }
+
+    /// Has the ends of replies looked for at these ports, and no more at those `before`.
+    pub fn set_reply_ports(&mut self, before: &[u16], ports: &[u16]) -> Result<()> {
+        let Some(replies) = &mut self.replies else { return Ok(()) };
+        let now = port_words(ports);
+        let gone = port_words(before).into_keys().filter(|word| !now.contains_key(word));
+        let gone: Vec<(u32, u64)> = gone.map(|word| (word, 0)).collect();
+        for (word, bits) in gone.into_iter().chain(now) {
+            replies.ports.set(word, bits, 0).context("cannot write the table of replies' ports")?;
+        }
+        Ok(())
+    }
+
+    /// The last that is known of the replies on a connection of a client.
+    pub fn reply(&self, ends: Ends) -> Option<Reply> {
+        self.replies.as_ref()?.by_ends.get(&Wire(ends), 0).ok().map(|Wire(reply)| reply)
+    }
+
+    /// Forgets all replies: what was known is not to be told of what came by unseen.
+    pub fn forget_replies(&mut self) {
+        let Some(Replies { by_ends, .. }) = &mut self.replies else { return };
+        let ends: Vec<Wire<Ends>> = by_ends.keys().filter_map(Result::ok).collect();
+        // Only fails if it is gone already.
+        ends.iter().for_each(|ends| drop(by_ends.remove(ends)));
     }
 
     /// Has connections to this address entered in the ledger, whatever their port. False if the table is full.
@@ -199,6 +236,15 @@ impl Tables {
     pub fn forget_stack(&mut self, id: u32) {
         drop(self.stacks.remove(&id));
     }
+}
+
+/// Words of a bitmap of ports, by index.
+fn port_words(ports: &[u16]) -> BTreeMap<u32, u64> {
+    let mut words: BTreeMap<u32, u64> = BTreeMap::new();
+    for port in ports {
+        *words.entry(u32::from(port >> 6)).or_default() |= 1 << (port & 63);
+    }
+    words
 }
 
 /// Runs an iterator once and decodes its rows, which take the place of those before. `buffer` is scratch space.

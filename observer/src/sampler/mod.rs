@@ -5,6 +5,7 @@
 mod clock;
 mod limits;
 mod record;
+mod replies;
 mod report;
 mod rows;
 mod usage;
@@ -21,7 +22,7 @@ use anyhow::Result;
 use observer_abi::alloc::{TASK_KERNEL, TASK_LEADER};
 
 pub use self::clock::now;
-use self::{record::Fold, rows::Rows, usage::Usage, watch::HOLDERS_RETRY_NS};
+use self::{record::Fold, replies::Replies, rows::Rows, usage::Usage, watch::HOLDERS_RETRY_NS};
 use crate::{
     config::{self, Config},
     detect::Detect,
@@ -115,6 +116,7 @@ pub struct Sampler {
     listeners: BTreeSet<u32>,
     watch_names: Vec<String>,
     rows: Rows,
+    replies: Replies,
     last: Last,
     counters: Counters,
     usage: Usage,
@@ -171,6 +173,7 @@ impl Sampler {
             listeners: BTreeSet::new(),
             watch_names: config.list(&sched::WATCH).to_vec(),
             rows: Rows::default(),
+            replies: Replies::default(),
             last: Last { holders_pause_ns: HOLDERS_RETRY_NS, ..Last::default() },
             counters: Counters::default(),
             usage: Usage::default(),
@@ -264,6 +267,7 @@ impl Sampler {
         self.last.tick_ns = now.ktime_ns;
         let fresh = self.read_rows(now);
         self.find_holders(now);
+        self.read_replies();
         let read = self.files.read();
         self.usage.add(now.ktime_ns, &read.usage);
         let live = self
@@ -288,6 +292,7 @@ impl Sampler {
             counters: self.counters,
             tasks: &self.rows.tasks,
             sockets: &self.rows.sockets,
+            replies: &self.replies.rows,
             watches: &self.rows.watches,
             reclaimers: &self.rows.reclaimers,
             meminfo: read.meminfo,
@@ -306,6 +311,7 @@ impl Sampler {
         self.tcp.tick(&readings, &NamesAt(&self.names, now.unix_ns), ends, who, out);
         self.sched.tick(&readings, ends, who, out);
         self.limit.tick(&readings);
+        self.watch_replies(now);
         if let Err(error) = self.kernel.set_epoll_probe(self.sched.wants_epoll_probe() && !ends) {
             self.last.warn(now, &error.context("cannot attach the epoll probe"));
         }

@@ -43,6 +43,7 @@ pub(crate) fn quiet<'a>(now: Now) -> Readings<'a> {
         counters: Counters::default(),
         tasks: &[],
         sockets: &[],
+        replies: &[],
         watches: &[],
         reclaimers: &[],
         meminfo: Meminfo { total_bytes: 4 << 30, available_bytes: 2 << 30, ..Meminfo::default() },

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use observer_abi::{COMM_LEN, alloc::TaskRow, oom::Reclaimer, sched::Watch, tcp::SocketRow};
+use observer_abi::{
+    COMM_LEN, alloc::TaskRow, oom::Reclaimer, reply::Reply, sched::Watch, tcp::SocketRow,
+};
 
 use crate::{
     host::{Meminfo, Stall, Times, Vmstat, cgroup::Watched},
@@ -75,6 +77,8 @@ pub struct Readings<'a> {
     pub tasks: &'a [TaskRow],
     /// Open connections of the ledger.
     pub sockets: &'a [SocketRow],
+    /// Last replies of those that are silent, as far as they came by; one a row of `sockets`, or none at all.
+    pub replies: &'a [Option<Reply>],
     /// Watched threads by id.
     pub watches: &'a [(u32, Watch)],
     /// Sums of reclaim by pid.

@@ -11,7 +11,7 @@ use crate::{
         limit::{self, Bound, Facts, Host, Jvm, Node, Pm2Daemon, Postgres, Redis, Runtime},
         oom::{self, MemoryCgroup, OomKill, Pressure, Reclaimer},
         sched::{self, BlockedTask, Consumer, CpuCgroup, Disk, EventLoop, Thread},
-        tcp::{self, Activity, Connection, Endpoint},
+        tcp::{self, Activity, Connection, Endpoint, Transaction},
     },
     snapshot::{Exporter, Health, Loss, Program, Snapshot, VERSION, Verdict},
 };
@@ -220,6 +220,8 @@ fn tcp() -> tcp::View {
         activity_ns: 7 * SECOND,
         preexisting: false,
         received_bytes: 2 * MIB,
+        transaction: Transaction::Open,
+        transaction_ns: Some(9 * SECOND),
         ..calm.clone()
     };
     tcp::View {

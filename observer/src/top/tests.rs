@@ -78,7 +78,7 @@ fn text_has_every_table() {
         "cgroup      …nit-name-indeed.service    500M 98% of 512M, limit hit 7 times, 1 OOM kill",
         "reclaim     node 4711                   21ms 3 times, longest 15ms, 96 pages freed; pm2 upload/3",
         "tcp: 2 open, 1 reply unread, 9 idle; 30 opened, 28 closed since start",
-        "   4711 node         unread        7.0s   2h03m 340us    0 db.internal:5432 postgresql sent 0B got 2.0M",
+        "   4711 node         unread        7.0s   2h03m 340us    0 db.internal:5432 postgresql in transaction sent 0B got 2.0M",
         "   4711 node         = 10 open                             db.internal:5432 postgresql 1 unread, 9 idle",
         "   4711 node         idle           40s  >2h03m 340us    0 [::1]:6379 redis sent 0B got 0B",
         "sched: CPUs 93% busy, 2.0% stolen, 42 threads watched, 7 stalls since start, 1 event loop stands still, 1 task in D state",

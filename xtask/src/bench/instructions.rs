@@ -43,6 +43,8 @@ const BUDGETS: &[(&str, f64)] = &[
     ("system call, no poll", 27.0),
     ("system call, poll of a watched loop", 195.0),
     ("function, poll of a watched loop", 180.0),
+    ("packet, port not looked at", 151.0),
+    ("packet, end of a reply", 474.0),
 ];
 
 /// Rounds of a load that differ by more than this share tell nothing about what one event adds to it.

@@ -1,4 +1,5 @@
-//! Who holds what the others wait for: from the order in time alone, no payload is looked at.
+//! Who holds what the others wait for: from the order in time, and from what the server says of transactions where it can be
+//! read.
 //!
 //! PostgreSQL's lock queue is fair: a migration that waits for a report stops everybody who comes later. So the one to name is
 //! the last outsider that had begun to wait before the crowd did, not the one that waits longest.
@@ -6,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{SECOND, habits::Habits};
-use crate::signal::tcp::{Activity, Connection};
+use crate::signal::tcp::{Activity, Connection, Transaction};
 
 /// The crowd's first question may have been sent this much before the blocker's, and be answered late all the same.
 const SLACK_NS: u64 = 500_000_000;
@@ -22,12 +23,14 @@ pub(super) struct Blocker {
     pub(super) pid: u32,
     /// Its command name.
     pub(super) name: String,
-    /// What it does: `waits` or `is silent`.
+    /// What it does: `waits`, `is silent` or `is idle in a transaction`.
     pub(super) what: &'static str,
     /// For how long.
     pub(super) for_ns: u64,
     /// Whether it is the only one that was there at that time, and no more is known.
     pub(super) guessed: bool,
+    /// Whether its server says that it is in a transaction.
+    pub(super) in_transaction: bool,
 }
 
 /// `late`: the crowd, the longest waiting first; `here`: all connections to the endpoint.
@@ -39,6 +42,7 @@ pub(super) fn find(late: &[&Connection], here: &[&Connection], habits: &Habits) 
         what,
         for_ns: row.activity_ns,
         guessed,
+        in_transaction: false,
     };
     // The crowd is who waits in numbers; a program with one connection in it may be whom it waits for.
     let crowd: BTreeSet<u32> = crowd_of(late);
@@ -48,6 +52,13 @@ pub(super) fn find(late: &[&Connection], here: &[&Connection], habits: &Habits) 
         .map(|row| row.activity_ns)
         .max()
         .unwrap_or(oldest_ns);
+    // Everybody behind it waits for it, whoever comes first among them; and it may be of the same pool.
+    let held = here.iter().filter(|row| row.pid != 0 && is_idle_in_transaction(row));
+    let held = held.filter(|row| row.activity_ns.saturating_add(SLACK_NS) >= first_ns);
+    if let Some(row) = held.max_by_key(|row| (row.transaction_ns, row.activity_ns)) {
+        let holder = blocker(row, "is idle in a transaction", false);
+        return Some(Blocker { in_transaction: true, ..holder });
+    }
     let outsiders = || here.iter().filter(|row| row.pid != 0 && !crowd.contains(&row.pid));
     let before = |row: &&&Connection, most_ns: u64| {
         row.activity_ns.saturating_add(SLACK_NS) >= first_ns
@@ -62,11 +73,17 @@ pub(super) fn find(late: &[&Connection], here: &[&Connection], habits: &Habits) 
     }
     let mut silent = outsiders()
         .filter(|row| row.activity == Activity::Idle && row.last_receive_ns.is_some())
+        .filter(|row| row.transaction == Transaction::Unknown)
         .filter(|row| before(row, SILENT_NS));
     match (silent.next(), silent.next()) {
         (Some(row), None) => Some(blocker(row, "is silent", true)),
         _ => None,
     }
+}
+
+/// Its program does something else than its transaction. One that has failed holds nothing any more.
+fn is_idle_in_transaction(row: &Connection) -> bool {
+    row.activity == Activity::Idle && row.transaction == Transaction::Open
 }
 
 /// The processes with the most waits; also those that have more than half as many.

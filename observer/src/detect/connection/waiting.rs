@@ -6,7 +6,7 @@ use super::{
     SECOND, SOURCE, count,
     crowd::{Crowd, Crowds, Verdict, turns_no_more},
     label, list, owners, seconds, server,
-    transaction::{self, Transactions},
+    transaction::Transactions,
 };
 use crate::{
     config::{self, Config, Setting},
@@ -91,17 +91,19 @@ impl Waits {
 impl Detector for Waits {
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
         let crowds = self.crowds.look(seen);
-        for crowd in worst(crowds, |crowd| (crowd.verdict, crowd.late.len()), found) {
+        let crowds = worst(crowds, |crowd| (crowd.verdict, crowd.late.len()), found);
+        let mut pile_ups = Vec::new();
+        for crowd in &crowds {
             match crowd.verdict {
-                Verdict::Frozen(level) => found.extend(frozen(seen, &crowd, level)),
+                Verdict::Frozen(level) => found.extend(frozen(seen, crowd, level)),
                 Verdict::PileUp(level) => {
-                    found.extend(pile_up(seen, &crowd, level));
-                    found.extend(self.transactions.judge(seen, &crowd));
+                    found.extend(pile_up(seen, crowd, level));
+                    pile_ups.push(crowd);
                 }
-                Verdict::Alone => found.extend(long_wait(seen, &crowd)),
+                Verdict::Alone => found.extend(long_wait(seen, crowd)),
             }
         }
-        found.extend(transaction::undecided(seen));
+        self.transactions.look(seen, &pile_ups, found);
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a connection does, from its socket alone: no byte of payload is looked at.
+//! What a connection does, from its socket alone.
 
 use std::time::Duration;
 

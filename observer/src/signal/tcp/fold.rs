@@ -8,6 +8,7 @@ use std::{
 
 use observer_abi::{
     Counter,
+    reply::Reply,
     tcp::{CLIENT, Closed, HolderRow, Listening, Owned, SERVER, Socket, SocketRow},
 };
 
@@ -17,6 +18,7 @@ use super::{
     activity::{Since, activity},
     endpoint::Naming,
     span::{self, Ends},
+    transaction::{Watch, transaction},
 };
 use crate::{
     signal::{Now, Output, Readings, Who, comm_text, span_context},
@@ -51,6 +53,7 @@ pub struct Tcp {
     /// By socket and birth: the kernel uses a socket again.
     segments: HashMap<(u64, u64), Segments>,
     round: u64,
+    watch: Watch,
     view: View,
 }
 
@@ -63,6 +66,7 @@ impl Tcp {
             segment_ns,
             segments: HashMap::new(),
             round: 0,
+            watch: Watch::default(),
             view: View::default(),
         }
     }
@@ -70,6 +74,11 @@ impl Tcp {
     /// What the snapshot shows.
     pub fn view(&self) -> View {
         self.view.clone()
+    }
+
+    /// Where ends of replies should be looked for, by the connections of the last tick.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// A process has begun to listen.
@@ -157,12 +166,18 @@ impl Tcp {
     ) {
         self.round += 1;
         let mut connections = Vec::with_capacity(readings.sockets.len());
-        for row in readings.sockets {
+        self.watch = Watch::default();
+        for (index, row) in readings.sockets.iter().enumerate() {
             let both = Ends::of(&row.socket);
             if row.owned.role == SERVER && both.are_here() {
                 continue;
             }
-            connections.push(self.connection(row, &both, readings, names));
+            let reply = readings.replies.get(index).and_then(Option::as_ref);
+            let connection = self.connection(row, &both, reply, readings, names);
+            if row.owned.role == CLIENT {
+                self.watch.add(&both, &connection.system);
+            }
+            connections.push(connection);
             self.segment(row, &both, readings.now, names, ends, who, out);
         }
         let round = self.round;
@@ -178,6 +193,7 @@ impl Tcp {
         &self,
         row: &SocketRow,
         ends: &Ends,
+        reply: Option<&Reply>,
         readings: &Readings<'_>,
         names: &dyn PeerNames,
     ) -> Connection {
@@ -185,6 +201,7 @@ impl Tcp {
         let age_ns = readings.now.since(row.owned.birth_ktime_ns);
         let (activity, activity_ns) = activity(row, since, readings.hz, age_ns);
         let (system, name) = self.name(row.owned.role, ends, names);
+        let (transaction, transaction_ns) = transaction(row, reply, activity, readings.hz);
         Connection {
             pid: row.owned.tgid,
             name: comm_text(&row.owned.comm),
@@ -206,6 +223,8 @@ impl Tcp {
             retransmits: u64::from(row.socket.retransmits),
             last_send_ns: since.send_ns,
             last_receive_ns: since.receive_ns,
+            transaction,
+            transaction_ns,
         }
     }
 

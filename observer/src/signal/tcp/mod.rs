@@ -6,6 +6,7 @@ mod fold;
 mod span;
 #[cfg(test)]
 mod tests;
+mod transaction;
 mod view;
 
 use std::time::Duration;
@@ -15,7 +16,8 @@ pub(crate) use self::fold::endpoints;
 pub use self::{
     endpoint::{Naming, known_ports},
     fold::{PeerNames, Tcp},
-    view::{Activity, Connection, Endpoint, UNNEEDED_NS, View},
+    transaction::Watch,
+    view::{Activity, Connection, Endpoint, Transaction, UNNEEDED_NS, View},
 };
 use crate::{
     config::{Config, ConfigError, Kind, Setting},

@@ -43,6 +43,21 @@ pub enum Activity {
     Closing,
 }
 
+/// Whether a session is in a transaction, as its server says at the end of each reply.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transaction {
+    /// Not known: it asks something, its protocol is not read or encrypted, or no reply came by.
+    #[default]
+    Unknown,
+    /// It is in none.
+    No,
+    /// It is in one.
+    Open,
+    /// It is in one that has failed: the server holds nothing for it any more, and waits for its ROLLBACK.
+    Failed,
+}
+
 /// One open connection.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Connection {
@@ -86,6 +101,12 @@ pub struct Connection {
     pub last_send_ns: Option<u64>,
     /// Since data was last received; `None` if never.
     pub last_receive_ns: Option<u64>,
+    /// Whether it is in a transaction.
+    #[serde(default)]
+    pub transaction: Transaction,
+    /// Since the first reply in that transaction, or in it since its replies are looked at; `None` if it is in none.
+    #[serde(default)]
+    pub transaction_ns: Option<u64>,
 }
 
 impl Connection {

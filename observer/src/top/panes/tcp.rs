@@ -2,7 +2,7 @@
 
 use super::{id, level, plain, toned};
 use crate::{
-    signal::tcp::{Activity, Connection, Endpoint},
+    signal::tcp::{Activity, Connection, Endpoint, Transaction},
     snapshot::Snapshot,
     top::{
         Cell, Table, Tone,
@@ -115,6 +115,11 @@ fn connection_row(connection: &Connection) -> Vec<Cell> {
         &connection.peer_name
     };
     let side = if connection.role == "server" { " (accepted)" } else { "" };
+    let transaction = match connection.transaction {
+        Transaction::Open => " in transaction",
+        Transaction::Failed => " in failed transaction",
+        Transaction::No | Transaction::Unknown => "",
+    };
     vec![
         id(connection.pid),
         plain(&connection.name),
@@ -131,7 +136,7 @@ fn connection_row(connection: &Connection) -> Vec<Cell> {
             level(connection.retransmits, RETRANSMITS_WARN, RETRANSMITS_BAD),
         ),
         plain(format!(
-            "{}{side} sent {} got {}",
+            "{}{side}{transaction} sent {} got {}",
             peer(address, connection.peer_port, &connection.system),
             bytes(connection.sent_bytes),
             bytes(connection.received_bytes)

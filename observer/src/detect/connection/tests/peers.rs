@@ -2,7 +2,7 @@
 
 use super::super::testing::{DB, busy, check, host, idle, told, waiting};
 use crate::{
-    signal::tcp::{Activity, Connection},
+    signal::tcp::{Activity, Connection, Transaction},
     snapshot::Snapshot,
 };
 
@@ -165,6 +165,78 @@ fn the_one_that_fell_silent_before_the_others_began_to_wait_is_named() {
             "92 connection.idle_in_transaction WARN psql 170",
         ],
     );
+}
+
+/// Its server says so, this many seconds after the transaction began.
+fn in_transaction(row: Connection, open_s: f64) -> Connection {
+    let transaction_ns = Some((open_s * 1e9) as u64);
+    Connection { transaction: Transaction::Open, transaction_ns, ..row }
+}
+
+#[test]
+fn a_transaction_of_the_same_pool_is_named_when_its_server_says_so() {
+    let at = |second: u64| {
+        // One of the pool's own: the sockets alone would tell nothing.
+        let mut rows = vec![in_transaction(idle(7, 52, since(second) + 0.1), since(second) + 0.2)];
+        rows.extend((60..64).map(|port| outside(idle(7, port, since(second) + 0.1))));
+        for port in 1..11_u64 {
+            let asked = FAULT + port;
+            rows.push(match second >= asked {
+                true => waiting(7, port as u16, (second - asked) as f64 + 0.3),
+                false => idle(7, port as u16, 0.1),
+            });
+        }
+        host(second, rows)
+    };
+    let told = told(0..FAULT + 20, at);
+    let named = told.iter().find(|line| line.contains("idle_in_transaction")).unwrap();
+    assert_eq!(named, "66 connection.idle_in_transaction WARN node 7", "{told:?}");
+    assert!(told.iter().any(|line| line.ends_with("waiting_pile_up WARN node 7")), "{told:?}");
+}
+
+/// Its server says that it is in no transaction.
+fn outside(row: Connection) -> Connection {
+    Connection { transaction: Transaction::No, ..row }
+}
+
+#[test]
+fn who_is_in_no_transaction_holds_nobody() {
+    let at = |second: u64| {
+        let mut rows = vec![outside(idle(170, 52, since(second) + 0.1))];
+        for port in 1..11_u64 {
+            let asked = FAULT + port;
+            rows.push(match second >= asked {
+                true => waiting(7, port as u16, (second - asked) as f64 + 0.3),
+                false => idle(7, port as u16, 0.1),
+            });
+        }
+        host(second, rows)
+    };
+    let told = told(0..FAULT + 33, at);
+    assert!(told.iter().any(|line| line.contains("waiting_pile_up WARN")), "{told:?}");
+    assert!(!told.iter().any(|line| line.contains("psql 170")), "{told:?}");
+}
+
+#[test]
+fn a_transaction_that_nobody_waits_for_is_told_after_minutes() {
+    let transaction = |rows: fn(f64) -> Connection| {
+        move |second: u64| {
+            let mut all = busy(7, 1..9);
+            all.push(rows(second as f64));
+            host(second, all)
+        }
+    };
+    let open = transaction(|for_s| in_transaction(idle(170, 52, for_s), for_s + 1.0));
+    check(400, open, &["302 connection.idle_in_transaction WARN psql 170"]);
+    // It has failed, and its server has let go of everything.
+    let failed = transaction(|for_s| Connection {
+        transaction: Transaction::Failed,
+        ..in_transaction(idle(170, 52, for_s), for_s)
+    });
+    check(400, failed, &[]);
+    // At work: each statement comes some seconds after the last.
+    let at_work = transaction(|for_s| in_transaction(idle(170, 52, for_s % 8.0), for_s));
+    check(400, at_work, &[]);
 }
 
 #[test]
