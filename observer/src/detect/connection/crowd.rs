@@ -23,6 +23,9 @@ const PILE_UP_NS: u64 = 3 * SECOND;
 const TOGETHER_NS: u64 = SECOND / 2;
 /// Silence of a busy endpoint that is not a pause of its disk or of its garbage collector.
 const FROZEN_NS: u64 = 5 * SECOND;
+/// It was busy if it answered for as long before; where whole pools wait, for as long.
+const BUSY_NS: u64 = 20 * SECOND;
+const WHOLE_BUSY_NS: u64 = 5 * SECOND;
 /// A new connection is greeted at once by a server that lives.
 const GREETING_NS: u64 = 2 * SECOND;
 /// After that it is not mended by itself.
@@ -210,7 +213,10 @@ impl Crowds {
         let certain = is_certain(seen, crowd, here);
         let blocked = crowd.blocker.as_ref().is_some_and(|blocker| !blocker.guessed);
         let asked_ns = seen.now_ns.saturating_sub(crowd.silent_ns.min(longest.activity_ns));
-        let busy = self.habits.was_busy(longest, asked_ns);
+        // A program that has just begun may ask two long questions after many short ones, but not with its whole pool.
+        let whole = crowd.late.len() >= MANY && crowd.late.len() >= crowd.open;
+        let busy_ns = if whole { WHOLE_BUSY_NS } else { BUSY_NS };
+        let busy = self.habits.was_busy(longest, asked_ns, busy_ns);
         if !certain && (blocked || !busy || after < 2) || before * 2 > after || after == 0 {
             return None;
         }

@@ -74,7 +74,9 @@ struct Pool {
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Share of the looks of the last minute at which answers had come.
+    /// When its first answer was seen.
+    first_ns: u64,
+    /// Share of the looks of the last minute at which answers had come; what was not seen counts as silence.
     busy_ratio: f64,
     used_ns: u64,
 }
@@ -127,6 +129,9 @@ impl Habits {
                 let dark_ns = seen.now_ns.saturating_sub(known.used_ns) as f64;
                 // What no answer was seen in counts as silence, all of it but the last look.
                 let silent_ns = (dark_ns - seen.elapsed_ns as f64).max(0.0);
+                if known.first_ns == 0 {
+                    known.first_ns = seen.now_ns.saturating_sub(seen.elapsed_ns);
+                }
                 known.busy_ratio *= (-silent_ns / BUSY_NS).exp();
                 known.busy_ratio += (1.0 - known.busy_ratio) * weight;
                 known.used_ns = seen.now_ns;
@@ -187,11 +192,14 @@ impl Habits {
         Some(self.pools.get(&pool_key(row))?.usual_ns?.0)
     }
 
-    /// Whether answers came all the time until this instant.
-    pub(super) fn was_busy(&self, row: &Connection, until_ns: u64) -> bool {
+    /// Whether answers came all the time until this instant, and for how long at least.
+    pub(super) fn was_busy(&self, row: &Connection, until_ns: u64, least_ns: u64) -> bool {
         let Some(known) = self.endpoints.get(&key(endpoint(row))) else { return false };
+        let known_ns = until_ns.saturating_sub(known.first_ns);
         let silent_ns = until_ns.saturating_sub(known.used_ns) as f64;
-        known.busy_ratio * (-silent_ns / BUSY_NS).exp() >= BUSY_SHARE
+        let seen_ratio = -(-(known_ns as f64) / BUSY_NS).exp_m1();
+        let busy_ratio = known.busy_ratio * (-silent_ns / BUSY_NS).exp();
+        known_ns >= least_ns && busy_ratio >= BUSY_SHARE * seen_ratio
     }
 }
 

@@ -346,6 +346,28 @@ fn the_view_is_bounded_and_counts_what_it_does_not_show() {
     assert_eq!((view.endpoints[0].open, view.opened, view.closed), (5000, 5001, 1));
 }
 
+#[test]
+fn of_many_connections_those_that_wait_and_those_used_last_are_shown() {
+    let idle = |number: u64| Connection {
+        activity: Activity::Idle,
+        activity_ns: number,
+        last_receive_ns: Some(number),
+        ..Connection::default()
+    };
+    let mut rows: Vec<_> = (0..6000).map(idle).collect();
+    rows[17].activity = Activity::Waiting;
+    let view = View::of(rows);
+    let shown: Vec<u64> = view.connections.iter().map(|row| row.activity_ns).collect();
+    let expect: Vec<u64> = [17]
+        .into_iter()
+        .chain((2929..6000).rev())
+        .chain((0..1025).rev().filter(|n| *n != 17))
+        .collect();
+    assert_eq!((shown.len(), view.connection_count), (crate::snapshot::MAX_ROWS, 6000));
+    assert_eq!(shown, expect);
+    assert_eq!((view.endpoints[0].open, view.endpoints[0].last_receive_ns), (6000, Some(0)));
+}
+
 proptest! {
     #[test]
     fn no_row_panics_or_makes_a_number_that_is_none(

@@ -2,7 +2,7 @@
 
 use super::super::testing::{DB, busy, check, host, idle, told, waiting};
 use crate::{
-    signal::tcp::{Activity, Connection, Transaction},
+    signal::tcp::{Activity, Connection, Transaction, View},
     snapshot::Snapshot,
 };
 
@@ -114,6 +114,30 @@ fn a_frozen_server_is_told_from_a_dead_one() {
 }
 
 #[test]
+fn a_server_that_freezes_soon_after_the_start_is_not_taken_for_a_lock() {
+    // A pool is opened at once, one connection is used, and ten seconds later all wait, one after the other.
+    #[track_caller]
+    fn check_after(opened: u64, pool: u16, expect: &[&str]) {
+        let at = |second: u64| {
+            let row = |port: u16| match (second, port) {
+                (..FAULT, 1) => idle(7, port, 0.3),
+                (..FAULT, _) => idle(7, port, (second - opened) as f64 + 0.1),
+                (_, port) if port <= pool => {
+                    waiting(7, port, since(second) + 0.2 * f64::from(port))
+                }
+                (_, _) => idle(7, port, (second - opened) as f64 + 0.1),
+            };
+            let rows = if second < opened { Vec::new() } else { (1..6).map(row).collect() };
+            host(second, rows)
+        };
+        check(FAULT + 9, at, expect);
+    }
+    check_after(FAULT - 10, 5, &["65 connection.frozen_peer WARN 10.0.0.9:5432"]);
+    // Two long questions of a program that has just begun.
+    check_after(FAULT - 10, 2, &[]);
+}
+
+#[test]
 fn those_who_wait_behind_a_migration_name_it() {
     let at = |second: u64| {
         let mut rows = vec![idle(200, 50, second as f64 + 10.0)];
@@ -140,6 +164,27 @@ fn those_who_wait_behind_a_migration_name_it() {
             "94 connection.waiting_pile_up CRITICAL psql 170",
         ],
     );
+}
+
+#[test]
+fn a_few_who_wait_are_few_also_where_the_others_are_not_shown() {
+    let at = |second: u64| {
+        let another = |number: u32| {
+            let row = idle(1000 + number % 500, 9, if number < 3100 { 4000.0 } else { 0.1 });
+            Connection { peer_address: "10.0.0.8".to_owned(), ..row }
+        };
+        let mut rows: Vec<_> = (0..4200).map(another).collect();
+        rows.extend((1..41_u16).map(|port| match port {
+            1..4 if second >= FAULT => waiting(7, port, since(second) + f64::from(port)),
+            4..40 if second >= FAULT => idle(7, port, since(second) + 30.0),
+            _ => idle(7, port, 0.05),
+        }));
+        let tcp = View::of(rows);
+        let shown = tcp.connections.iter().filter(|row| row.pid == 7).count();
+        assert_eq!(shown, if second >= FAULT { 4 } else { 40 });
+        Snapshot { tcp, ..host(second, Vec::new()) }
+    };
+    check(FAULT + 20, at, &[]);
 }
 
 #[test]

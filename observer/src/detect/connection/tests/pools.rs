@@ -12,9 +12,9 @@ use crate::{
         alloc::ProcessMemory,
         limit::{Facts, Postgres, Runtime},
         sched::{EventLoop, Thread},
-        tcp::{Activity, Connection},
+        tcp::{Activity, Connection, View},
     },
-    snapshot::Snapshot,
+    snapshot::{MAX_ROWS, Snapshot},
 };
 
 fn unread(pid: u32, port: u16, for_s: f64) -> Connection {
@@ -104,6 +104,17 @@ fn opened(second: u64, open: u64, every_s: u64) -> Snapshot {
 fn connections_that_nobody_needs_are_a_leak() {
     check(200, |second| opened(second, second / 2 + 1, 2), &["48 connection.leak WARN node 7"]);
     check(1200, |second| opened(second, second / 20 + 1, 20), &["400 connection.leak WARN node 7"]);
+}
+
+#[test]
+fn a_leak_is_found_among_more_connections_than_are_shown() {
+    let at = |second: u64| {
+        let mut rows = opened(second, second / 2 + 1, 2).tcp.connections;
+        let others = 0..MAX_ROWS as u32;
+        rows.extend(others.map(|number| idle(1000 + number % 500, 9, 4000.0)));
+        Snapshot { tcp: View::of(rows), ..host(second, Vec::new()) }
+    };
+    check(80, at, &["48 connection.leak WARN node 7"]);
 }
 
 #[test]
