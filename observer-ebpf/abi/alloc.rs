@@ -91,6 +91,10 @@ pub const MAX_FAILURES: u64 = 32;
 /// The time that [`MAX_FAILURES`] is for, as a shift: 2^30 ns.
 pub const EXIT_PERIOD_SHIFT: u32 = 30;
 
+/// Processes with several threads whose last ones exit at the same instant. Each counts once; what falls off, after so many
+/// others, is long gone.
+pub const MAX_GROUP_EXITS: u32 = 1024;
+
 /// How many failures a CPU has told of in the present period.
 #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

@@ -11,17 +11,17 @@
 //! Cost: no program runs on the allocator's fast path; see docs/measurements.md.
 
 use aya_ebpf::{
-    bindings::seq_file,
+    bindings::{BPF_NOEXIST, seq_file},
     helpers::{bpf_probe_read_user, bpf_seq_write},
     macros::{btf_tracepoint, map, perf_event},
-    maps::PerCpuArray,
+    maps::{LruHashMap, PerCpuArray},
     programs::{BtfTracePointContext, PerfEventContext},
 };
 use observer_abi::{
     Counter, KERNEL_FRAMES, Kind,
     alloc::{
-        Exit, FailureBudget, TASK_BLOCKED, TASK_KERNEL, TASK_LEADER, TASK_WATCHED, TaskRow,
-        has_failed,
+        Exit, FailureBudget, MAX_GROUP_EXITS, TASK_BLOCKED, TASK_KERNEL, TASK_LEADER, TASK_WATCHED,
+        TaskRow, has_failed,
     },
 };
 
@@ -41,6 +41,11 @@ static TASK_ROW: PerCpuArray<TaskRow> = PerCpuArray::with_max_entries(1, 0);
 /// Failures told by each CPU.
 #[map]
 static FAILURES: PerCpuArray<FailureBudget> = PerCpuArray::with_max_entries(1, 0);
+
+/// Processes whose last threads exit together, as far as the kernel does not say which is the last; by
+/// the nanosecond of their start.
+#[map]
+static GROUP_EXITS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(MAX_GROUP_EXITS, 0);
 
 /// PF_KTHREAD (include/linux/sched.h).
 const KERNEL_THREAD: u32 = 0x0020_0000;
@@ -170,11 +175,11 @@ fn process_exec(_ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exit")]
 fn process_exit(ctx: BtfTracePointContext) -> i32 {
     let task: Object = ctx.arg(0);
-    if !is_last_thread(&ctx, task) {
+    let leader = get!(task, task_group_leader as Object);
+    if !is_last_thread(&ctx, task, leader) {
         return 0;
     }
     let now = ktime_ns();
-    let leader = get!(task, task_group_leader as Object);
     let lifetime_ns = now.saturating_sub(get!(leader, task_start_time as u64));
     count(Counter::Exits, 1);
     if lifetime_ns < SHORT_LIFE_NS {
@@ -186,7 +191,8 @@ fn process_exit(ctx: BtfTracePointContext) -> i32 {
         let parent = get!(task, task_real_parent as Object);
         let parent_tgid = get!(parent, task_tgid as u32);
         let start_boottime_ns = get!(leader, task_start_boottime as u64);
-        emit(Kind::Exit, task, now, |record: &mut Exit| {
+        // The other threads may have names of their own.
+        emit(Kind::Exit, leader, now, |record: &mut Exit| {
             record.lifetime_ns = lifetime_ns;
             record.exit_code = exit_code;
             record.parent_tgid = parent_tgid;
@@ -213,13 +219,21 @@ fn may_tell_failure(task: Object, now: u64) -> bool {
 }
 
 /// The tracepoint fires for each thread (kernel/exit.c, do_exit). Kernels that do not say which is the last have the count of
-/// threads that live; when threads exit together several of them read zero, so then the first thread speaks for all.
+/// threads that live, and not in their order: of threads that exit together several may read zero, or the first thread none.
+/// So whoever reads zero first speaks for all.
 #[inline(always)]
-fn is_last_thread(ctx: &BtfTracePointContext, task: Object) -> bool {
+fn is_last_thread(ctx: &BtfTracePointContext, task: Object, leader: Object) -> bool {
     if layout!(process_exit_has_group_dead) != 0 {
         return ctx.arg::<u64>(1) & 0xff != 0;
     }
     let signal = get!(task, task_signal as Object);
-    get!(signal, signal_live as u32) == 0
-        && get!(task, task_pid as u32) == get!(task, task_tgid as u32)
+    if get!(signal, signal_live as u32) != 0 {
+        return false;
+    }
+    let start_ns = get!(leader, task_start_time as u64);
+    if get!(signal, signal_nr_threads as u32) == 1 {
+        // Nobody is left that could come later, so nothing need be kept.
+        return unsafe { GROUP_EXITS.get(start_ns) }.is_none();
+    }
+    GROUP_EXITS.insert(start_ns, 0, u64::from(BPF_NOEXIST)).is_ok()
 }
