@@ -285,7 +285,7 @@ impl Loaded {
 
     fn detach_epoll(&mut self, link: EpollLink) -> Result<()> {
         match link {
-            EpollLink::Function(link) => self.epoll_entry()?.detach(link)?,
+            EpollLink::Function(link) => let_go(self.epoll_entry()?.take_link(link)?),
             EpollLink::Syscalls(link) => self.epoll_syscalls()?.detach(link)?,
         }
         Ok(())
@@ -298,6 +298,13 @@ impl Loaded {
     fn epoll_syscalls(&mut self) -> Result<&mut BtfTracePoint> {
         Ok(self.object.program_mut("epoll_enter").context("no such program")?.try_into()?)
     }
+}
+
+/// Drops what holds a program on a function, beside us: the kernel then waits until every thread has slept or run in user
+/// mode once (`synchronize_rcu_tasks`), which one that starves may not do for ten seconds (seen on 6.1).
+fn let_go(link: impl Send + 'static) {
+    // If no thread can be had, it is dropped here.
+    std::thread::Builder::new().name("detach".into()).spawn(move || drop(link)).ok();
 }
 
 /// The rows of a plan of which no program runs.

@@ -72,7 +72,7 @@ pub fn tracing(attach: Attach, btf_id: u32) -> io::Result<()> {
     let program = bpf(PROG_LOAD, &load)?;
     if matches!(attach, Attach::Entry) {
         let prog_fd = u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?;
-        drop(bpf(RAW_TRACEPOINT_OPEN, &Open { name: 0, prog_fd, reserved: 0 })?);
+        super::let_go(bpf(RAW_TRACEPOINT_OPEN, &Open { name: 0, prog_fd, reserved: 0 })?);
     }
     Ok(())
 }
