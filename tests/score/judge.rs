@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use observer::{detect::Party, snapshot::Snapshot};
+use observer::{
+    detect::{Group, Party},
+    snapshot::Snapshot,
+};
 
 use crate::{
     rule::{Alarm, Level, Rule},
@@ -34,8 +37,10 @@ pub(crate) struct Verdict {
     pub(crate) first_named: Option<bool>,
     /// Whom it named instead.
     pub(crate) blamed: Option<String>,
-    /// (time left as told, as it was).
-    pub(crate) predictions: Vec<(f64, u64)>,
+    /// What was said at the beginning of each such alarm of WARN or above: second, kind, sentence.
+    pub(crate) false_said: Vec<(u64, &'static str, String)>,
+    /// Level, time left as told, and when.
+    pub(crate) predictions: Vec<(Level, f64, u64)>,
     /// Nanoseconds of ticks that were timed.
     pub(crate) tick_ns: Vec<f64>,
 }
@@ -45,7 +50,7 @@ pub(crate) struct Watcher {
     rule: Box<dyn Rule>,
     alarms: Vec<Alarm>,
     /// Last second of each alarm by kind and culprit, for each level.
-    last: HashMap<(&'static str, u32), [Option<u64>; LEVELS]>,
+    last: HashMap<(&'static str, Culprit), [Option<u64>; LEVELS]>,
     verdict: Verdict,
 }
 
@@ -83,10 +88,7 @@ impl Watcher {
     /// An alarm on a healthy host.
     fn before(&mut self, now_s: u64, alarm: &Alarm) {
         let culprit = alarm.culprit.as_ref();
-        let last = self
-            .last
-            .entry((alarm.kind, culprit.and_then(|who| who.pid).unwrap_or(0)))
-            .or_default();
+        let last = self.last.entry((alarm.kind, identity(culprit))).or_default();
         for (at, level) in Level::ALL.into_iter().enumerate().filter(|(_, l)| *l <= alarm.level) {
             let same = last[at].replace(now_s).is_some_and(|last| now_s - last <= SAME_S);
             if same {
@@ -97,6 +99,7 @@ impl Watcher {
                 let name = culprit.map_or("", |who| &who.name);
                 let key = (alarm.kind.to_owned(), name.to_owned());
                 *self.verdict.false_kinds.entry(key).or_default() += 1;
+                self.verdict.false_said.push((now_s, alarm.kind, alarm.says.clone()));
             }
         }
     }
@@ -106,8 +109,7 @@ impl Watcher {
         if truth.family.is_some_and(|family| family != alarm.family) {
             return;
         }
-        let pid = alarm.culprit.as_ref().and_then(|who| who.pid).unwrap_or(0);
-        let mut before = self.last.get_mut(&(alarm.kind, pid));
+        let mut before = self.last.get_mut(&(alarm.kind, identity(alarm.culprit.as_ref())));
         let verdict = &mut self.verdict;
         let right = is_right(alarm, truth);
         for (at, _) in Level::ALL.into_iter().enumerate().filter(|(_, l)| *l <= alarm.level) {
@@ -131,8 +133,19 @@ impl Watcher {
         if let Some(left_s) = alarm.time_left_s
             && now_s.is_multiple_of(CALIBRATED)
         {
-            verdict.predictions.push((left_s, now_s));
+            verdict.predictions.push((alarm.level, left_s, now_s));
         }
+    }
+}
+
+/// Who is blamed: a process by its pid, a group by its name.
+type Culprit = (u32, String);
+
+fn identity(culprit: Option<&Party>) -> Culprit {
+    match culprit {
+        Some(party) if party.group == Group::Process => (party.pid.unwrap_or(0), String::new()),
+        Some(party) => (0, party.name.clone()),
+        None => (0, String::new()),
     }
 }
 

@@ -44,6 +44,7 @@ impl Rule for Ours {
                 level: finding.level,
                 culprit: finding.culprit.clone(),
                 time_left_s: finding.time_left_seconds,
+                says: finding.message.clone(),
             })
         }));
     }

@@ -28,6 +28,8 @@ pub(crate) struct Alarm {
     pub(crate) culprit: Option<Party>,
     /// Seconds until it is too late, if the rule says so.
     pub(crate) time_left_s: Option<f64>,
+    /// Its sentence, if it has one.
+    pub(crate) says: String,
 }
 
 impl Alarm {
@@ -39,7 +41,14 @@ impl Alarm {
             pids: vec![pid],
             ..Party::default()
         };
-        Self { family: Family::Memory, kind, level, culprit: blamed.map(party), time_left_s: None }
+        Self {
+            family: Family::Memory,
+            kind,
+            level,
+            culprit: blamed.map(party),
+            time_left_s: None,
+            says: String::new(),
+        }
     }
 }
 

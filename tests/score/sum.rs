@@ -96,17 +96,24 @@ pub(crate) fn delays(runs: &Runs<'_>) -> Vec<f64> {
     sorted(runs.iter().filter_map(delay).collect())
 }
 
-/// Median of |log(time left as told / as it was)|.
-pub(crate) fn calibration(runs: &Runs<'_>) -> Option<f64> {
-    let mut errors = Vec::new();
+/// Time left as told and as it was, in seconds, while levels of `which` were told.
+pub(crate) fn predictions(runs: &Runs<'_>, which: impl Fn(Level) -> bool) -> Vec<(f64, f64)> {
+    let mut pairs = Vec::new();
     for (outcome, verdict) in runs {
         let Some(end_s) = outcome.truth.end_s else { continue };
-        for (told_s, at_s) in verdict.predictions.iter().filter(|(_, at_s)| *at_s < end_s) {
-            let left_s = (end_s - at_s) as f64;
-            errors.push((told_s.max(1.0) / left_s.max(1.0)).ln().abs());
-        }
+        let told =
+            verdict.predictions.iter().filter(|(level, _, at_s)| which(*level) && *at_s < end_s);
+        pairs.extend(told.map(|(_, told_s, at_s)| (told_s.max(1.0), (end_s - at_s) as f64)));
     }
-    quantile(&sorted(errors), 0.5)
+    pairs
+}
+
+/// Median of |log(time left as told / as it was)|.
+pub(crate) fn calibration(pairs: &[(f64, f64)]) -> Option<f64> {
+    quantile(
+        &sorted(pairs.iter().map(|(told_s, left_s)| (told_s / left_s).ln().abs()).collect()),
+        0.5,
+    )
 }
 
 /// Nanoseconds of a tick: median and 99th of a hundred.

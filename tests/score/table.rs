@@ -7,7 +7,7 @@ use crate::{
     cases::Class,
     play::Outcome,
     rule::Level,
-    statistics::{quantile, share_interval},
+    statistics::{quantile, share_interval, sorted},
     sum::{self, Runs},
 };
 
@@ -39,6 +39,8 @@ pub(crate) fn page(
     );
     page += "\n## Hosts whose memory runs out, at most 5 MB/s on 4 GB\n\n";
     page += &main_table(results, &names);
+    page += "\n## Time left, as told by observer and as it was\n\n";
+    page += &calibration_table(results);
     page += "\n## False alarms\n\n";
     page += &alarm_table(results, &names);
     page += "\n## Other ways for memory to run out\n\n";
@@ -132,7 +134,8 @@ fn main_table(results: &[Outcome], names: &[&str]) -> String {
             share(sum::recall(&sum::named_leads(&runs), 30.0)),
             sum::first_right(&runs).map_or("names nobody".to_owned(), share),
             pair(&sum::naming(&runs), (0.5, 0.9)),
-            sum::calibration(&runs).map_or("-".to_owned(), |error| format!("{error:.2}")),
+            sum::calibration(&sum::predictions(&runs, |_| true))
+                .map_or("-".to_owned(), |error| format!("{error:.2}")),
             format!("{:.1} / {:.1}", cost.0 / 1e3, cost.1 / 1e3),
         ]);
     }
@@ -150,6 +153,38 @@ fn main_table(results: &[Outcome], names: &[&str]) -> String {
         sum::recall(&possible, 600.0).0,
     );
     text
+}
+
+/// What a level means in seconds, on the hosts of the main table.
+fn calibration_table(results: &[Outcome]) -> String {
+    let heading = [
+        "told at",
+        "times",
+        "told p10 / p50 / p90",
+        "was p10 / p50 / p90",
+        "told by was p10 / p50 / p90",
+        "error",
+    ];
+    let runs = sum::runs(results, 0, sum::is_slow_leak);
+    let rows = Level::ALL.iter().map(|level| {
+        let pairs = sum::predictions(&runs, |told| told == *level);
+        let three = |of: fn(&(f64, f64)) -> f64, digits: usize| {
+            let values = sorted(pairs.iter().map(of).collect());
+            let at = |share| {
+                quantile(&values, share).map_or("-".to_owned(), |v| format!("{v:.digits$}"))
+            };
+            format!("{} / {} / {}", at(0.1), at(0.5), at(0.9))
+        };
+        vec![
+            level.text().to_owned(),
+            pairs.len().to_string(),
+            three(|pair| pair.0, 0) + " s",
+            three(|pair| pair.1, 0) + " s",
+            three(|pair| pair.0 / pair.1, 2),
+            sum::calibration(&pairs).map_or("-".to_owned(), |error| format!("{error:.2}")),
+        ]
+    });
+    markdown(&heading, &rows.collect::<Vec<_>>())
 }
 
 /// Whether the run's healthy time counts: packed hosts are a row of their own.
@@ -325,5 +360,8 @@ pub(crate) fn line(outcome: &Outcome) -> String {
         verdict.named_s.map(since),
         verdict.blamed.as_deref().unwrap_or("nobody"),
     );
+    for (at_s, kind, says) in &verdict.false_said {
+        text += &format!("\n  false at {at_s}: {kind}: {says}");
+    }
     text
 }
