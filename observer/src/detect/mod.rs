@@ -33,6 +33,9 @@ pub use self::{
     judgement::{Detector, Judgement, Kind, Seen, State},
     tell::{CLEARED, FINDING, Told, told},
 };
+/// The kind that is the clock of signal `oom`.
+pub const EXHAUSTION: &Kind = &memory::exhaustion::KIND;
+
 use self::{
     incident::Incident,
     track::{Change, Instant, Tracks},

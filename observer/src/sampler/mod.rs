@@ -307,7 +307,7 @@ impl Sampler {
         };
         let (who, out) = (&mut self.who, &mut self.output);
         self.alloc.tick(&readings, who, out);
-        self.oom.tick(&readings, &self.alloc.growers(), ends, who, out);
+        self.oom.tick(&readings, ends, who, out);
         self.tcp.tick(&readings, &NamesAt(&self.names, now.unix_ns), ends, who, out);
         self.sched.tick(&readings, ends, who, out);
         self.limit.tick(&readings);

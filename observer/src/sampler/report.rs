@@ -50,7 +50,6 @@ impl Sampler {
         pids.extend(snapshot.limit.rows.iter().map(|row| row.pid));
         pids.extend(snapshot.limit.runtimes.iter().map(|runtime| runtime.pid));
         pids.extend(snapshot.alloc.failures.iter().map(|failure| failure.pid));
-        pids.extend(snapshot.oom.culprit_pid);
         pids.remove(&0);
         let known = pids.into_iter().filter_map(|pid| Some((pid, self.who.0.get(pid, None)?)));
         snapshot.processes = known.collect();
@@ -61,6 +60,11 @@ impl Sampler {
     pub fn judge(&mut self, snapshot: &mut Snapshot, ends: bool) {
         self.detect.tick(snapshot, ends, &mut self.output);
         snapshot.detect = self.detect.view().clone();
+        let clock = snapshot.detect.findings.iter().find(|f| f.kind == detect::EXHAUSTION.name);
+        let left_s = clock.and_then(|finding| finding.time_left_seconds);
+        let culprit_pid = clock.and_then(|finding| finding.culprit.as_ref()?.pid);
+        self.oom.foretell(left_s, culprit_pid);
+        (snapshot.oom.exhaustion_seconds, snapshot.oom.culprit_pid) = (left_s, culprit_pid);
     }
 
     fn losses(&self) -> Vec<Loss> {

@@ -12,7 +12,6 @@ use super::{
     AVAILABLE, CGROUP_LIMIT, CGROUP_LIMIT_HITS, CGROUP_USAGE, COMPACTIONS, DIRECT_RECLAIM_TIME,
     DIRECT_RECLAIMS, EXHAUSTION, HEADROOM, KILLS, KSWAPD_WAKES, Limits, MemoryCgroup, OOM_RETRIES,
     OomKill, PRESSURE, Pressure, REFAULTS, Reclaimer, THROTTLES, View, episode::Episode,
-    headroom::Headroom,
 };
 use crate::{
     host::cgroup::Watched,
@@ -36,7 +35,6 @@ const LIMIT_REPEAT: Duration = Duration::from_secs(10);
 pub struct Oom {
     limits: Limits,
     page_bytes: u64,
-    headroom: Headroom,
     episode: Episode,
     refaults: Option<u64>,
     major_faults: Option<u64>,
@@ -57,7 +55,6 @@ impl Oom {
         Self {
             limits,
             page_bytes,
-            headroom: Headroom::default(),
             episode: Episode::default(),
             refaults: None,
             major_faults: None,
@@ -141,16 +138,21 @@ impl Oom {
         self.view.kills.truncate(MAX_KILLS);
     }
 
-    /// Folds one tick. `growers` are the processes by growth, the fastest first; `ends` if it is the last tick.
+    /// Takes what finding `memory.exhaustion` says, so that there is one clock: seconds left, and who takes the memory.
+    pub fn foretell(&mut self, exhaustion_seconds: Option<f64>, culprit_pid: Option<u32>) {
+        self.view.exhaustion_seconds = exhaustion_seconds;
+        self.view.culprit_pid = culprit_pid;
+    }
+
+    /// Folds one tick. `ends` if it is the last one.
     pub fn tick(
         &mut self,
         readings: &Readings<'_>,
-        growers: &[u32],
         ends: bool,
         who: &mut dyn Who,
         out: &mut Output,
     ) {
-        self.memory(readings, growers);
+        self.memory(readings);
         self.pressure(readings, ends, out);
         self.cgroups(readings.cgroups, readings.now, out);
         self.reclaimers(readings, who);
@@ -184,7 +186,7 @@ impl Oom {
         view.refault_ratio = view.refault_per_second / readings.vmstat.file_lru_pages.max(1) as f64;
     }
 
-    fn memory(&mut self, readings: &Readings<'_>, growers: &[u32]) {
+    fn memory(&mut self, readings: &Readings<'_>) {
         let memory = readings.meminfo;
         if memory.total_bytes == 0 {
             // It could not be read: what was last known is nearer to the truth than no memory at all.
@@ -204,10 +206,6 @@ impl Oom {
         view.page_table_bytes = memory.page_table_bytes;
         view.committed_bytes = memory.committed_bytes;
         view.headroom_bytes = available.saturating_sub(floor);
-        self.headroom.add(readings.now.ktime_ns, available);
-        view.exhaustion_seconds =
-            self.headroom.exhaustion_seconds(view.headroom_bytes, memory.total_bytes);
-        view.culprit_pid = view.exhaustion_seconds.and_then(|_| growers.first().copied());
     }
 
     fn pressure(&mut self, readings: &Readings<'_>, ends: bool, out: &mut Output) {

@@ -2,7 +2,6 @@
 
 mod episode;
 mod fold;
-mod headroom;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -54,7 +53,7 @@ macro_rules! metrics {
 metrics! {
     AVAILABLE = "system.memory.linux.available", "By", UpDownCounter, "MemAvailable.";
     HEADROOM = "observer.memory.headroom", "By", UpDownCounter, "MemAvailable above the floor at which a host begins to thrash.";
-    EXHAUSTION = "observer.memory.exhaustion", "s", Gauge, "Time until the headroom is gone at the present slope; absent while memory does not shrink.";
+    EXHAUSTION = "observer.memory.exhaustion", "s", Gauge, "Time until memory is gone, as finding memory.exhaustion says; absent while it is not raised.";
     PRESSURE = "observer.pressure.stall_time", "s", Counter, "Time that tasks were stalled, by resource and scope (PSI).";
     DIRECT_RECLAIMS = "observer.memory.direct_reclaims", "{reclaim}", Counter, "Allocations that had to free memory themselves.";
     DIRECT_RECLAIM_TIME = "observer.memory.direct_reclaim_time", "s", Counter, "Time in direct reclaim.";

@@ -15,9 +15,9 @@ pub struct View {
     pub swap_free_bytes: u64,
     /// MemAvailable above the floor at which a host without swap begins to thrash.
     pub headroom_bytes: u64,
-    /// Seconds until the headroom is gone at the present slope; `None` while memory does not shrink.
+    /// Seconds until memory is gone, as finding `memory.exhaustion` says; `None` while it is not raised, or without a trend.
     pub exhaustion_seconds: Option<f64>,
-    /// The process that grows most while memory shrinks.
+    /// The process that finding `memory.exhaustion` blames.
     pub culprit_pid: Option<u32>,
     /// Pressure stall information, one row a resource and scope.
     pub pressure: Vec<Pressure>,

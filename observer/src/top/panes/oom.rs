@@ -54,7 +54,7 @@ fn summary(snapshot: &Snapshot) -> String {
     let view = &snapshot.oom;
     let left = match view.exhaustion_seconds {
         Some(left) => format!("gone in {}{}", seconds(left), culprit(snapshot)),
-        None => "not shrinking".to_owned(),
+        None => "not running out".to_owned(),
     };
     let swap = match view.swap_total_bytes {
         0 => "no swap".to_owned(),
