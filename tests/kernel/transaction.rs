@@ -109,7 +109,7 @@ fn a_session_that_leaves_its_transaction_open_is_told() {
         findings.find(|finding| finding.kind == "connection.idle_in_transaction").cloned()
     };
     let finding = agent.wait_snapshot("a finding", seconds(20), told);
-    let culprit = finding.culprit.expect("somebody is named");
+    let culprit = finding.culprit.as_ref().expect("somebody is named");
     assert_eq!(culprit.pid, Some(std::process::id()));
     assert!(finding.message.contains(&format!("from its port {port}")), "{}", finding.message);
     client.query("COMMIT").unwrap();

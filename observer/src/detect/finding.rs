@@ -74,6 +74,14 @@ pub struct Party {
     pub title: String,
 }
 
+impl Party {
+    /// Whether it is the same one for a person: a group is, whoever of it comes to the fore.
+    pub fn is(&self, other: &Self) -> bool {
+        let alone = self.group == Group::Process && other.group == Group::Process;
+        self.name == other.name && (!alone || self.pid == other.pid)
+    }
+}
+
 /// Pids that a [`Party`] names.
 pub const MAX_PIDS: usize = 16;
 

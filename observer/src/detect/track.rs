@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Finding, Group, Judgement, Kind, Level, MAX_FINDINGS, Party, State};
+use super::{Finding, Judgement, Kind, Level, MAX_FINDINGS, Party, State};
 
 /// A finding that cannot be judged any more is cleared after this time: better no word than one of yesterday.
 const UNDECIDED_NS: u64 = 600_000_000_000;
@@ -225,7 +225,7 @@ impl Track {
     fn retell(&mut self, at: Instant) -> Option<News> {
         let finding = self.finding.as_ref()?;
         let culprit = finding.culprit.as_ref()?;
-        if self.told_culprit.as_ref().is_some_and(|told| is_same(told, culprit)) {
+        if self.told_culprit.as_ref().is_some_and(|told| told.is(culprit)) {
             self.other_ns = None;
             return None;
         }
@@ -247,12 +247,6 @@ impl Track {
         (self.undecided_ns, self.other_ns) = (None, None);
         Some((self.finding.take()?, Change::Cleared))
     }
-}
-
-/// Whether two parties are the same for a person: a group is, whoever of it is in front.
-fn is_same(a: &Party, b: &Party) -> bool {
-    let one_process = a.group == Group::Process && b.group == Group::Process;
-    a.name == b.name && (a.pid == b.pid || !one_process)
 }
 
 /// It began when the lowest level was reached, not when that had held.
@@ -311,7 +305,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::detect::judgement::Never;
+    use crate::detect::{Group, judgement::Never};
 
     static KIND: Kind = Kind {
         name: "test.kind",

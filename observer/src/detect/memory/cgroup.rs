@@ -6,10 +6,12 @@ use super::{
     bytes,
     envelope::Envelope,
     history::Histories,
+    levels::Levels,
     outlook::{Outlook, Pool},
     seconds,
 };
 use crate::{
+    config::Config,
     detect::{
         Judgement, Kind, Level, Quality, Seen, State, evidence, judgement::Never, key::ByKey,
     },
@@ -35,8 +37,8 @@ const MAX_GROUPS: usize = 128;
 /// The last of a limit goes to page tables, stacks and sockets of the kernel.
 const USABLE: f64 = 0.97;
 
-#[derive(Default)]
 pub(super) struct Cgroups {
+    levels: Levels,
     groups: BTreeMap<String, Followed>,
     round: u64,
 }
@@ -89,6 +91,10 @@ fn ancestors(path: &str) -> impl Iterator<Item = &str> {
 }
 
 impl Cgroups {
+    pub(super) fn new(config: &Config) -> Self {
+        Self { levels: Levels::new(config), groups: BTreeMap::new(), round: 0 }
+    }
+
     pub(super) fn look(
         &mut self,
         seen: &Seen<'_>,
@@ -122,7 +128,7 @@ impl Cgroups {
                 ..Followed::default()
             });
             group.round = self.round;
-            found.extend(group.look(seen, row, held.get(&*row.path), processes, now_s));
+            found.extend(group.look(seen, row, held.get(&*row.path), processes, self.levels));
         }
         let round = self.round;
         self.groups.retain(|_, group| group.round == round);
@@ -136,8 +142,9 @@ impl Followed {
         row: &MemoryCgroup,
         held: Option<&Held>,
         processes: &Histories,
-        now_s: f64,
+        levels: Levels,
     ) -> Option<Judgement> {
+        let now_s = seen.now_ns as f64 / 1e9;
         let limit = row.limit_bytes? as f64;
         let held = held.map_or(0.0, |held| held.anon + held.shmem);
         let used = held.min(row.usage_bytes as f64);
@@ -151,6 +158,7 @@ impl Followed {
             pressed: hit,
             processes,
             is_member: &|process| is_within(&process.cgroup, &row.path),
+            levels,
             parts: &[],
             first_s: self.first_s,
             now_s,
@@ -214,10 +222,10 @@ mod tests {
     use super::super::testing::{Host, actor};
     use super::*;
 
-    /// A group of 1 GiB whose process grows by so much a second after an hour, and whose cache fills the rest.
+    /// A group of 1 GiB whose process grows by so much a second after half an hour, and whose cache fills the rest.
     #[track_caller]
     fn check(rate: f64, least_lead: Option<f64>) {
-        let grown = move |second: f64| 200.0 + rate * (second - 3600.0).max(0.0);
+        let grown = move |second: f64| 200.0 + rate * (second - 1800.0).max(0.0);
         let mut host = Host {
             total: 16384.0,
             actors: vec![actor(7, "python3", grown), actor(8, "redis-server", |_| 900.0)],
@@ -235,7 +243,7 @@ mod tests {
                 Arc::make_mut(process).cgroup = "/shop/worker".into();
             }
         });
-        let full_s = if rate > 0.0 { 3600.0 + 824.0 / rate } else { 9000.0 };
+        let full_s = if rate > 0.0 { 1800.0 + 824.0 / rate } else { 4000.0 };
         let told = host.run(KIND.name, full_s);
         let lead = told.at(Level::Warn).map(|at| full_s - at);
         match (lead, least_lead) {

@@ -76,6 +76,8 @@ pub struct Past {
     pub high: f64,
     /// The deepest fall from a height to a later reading: the teeth of a collected heap. A leak has none.
     pub fall: f64,
+    /// How long that was watched.
+    pub span_s: f64,
 }
 
 impl Window {
@@ -159,7 +161,8 @@ impl Envelope {
             let ends = scale.all().skip(1).map(|next| next.from_s);
             let mut top = f64::MIN;
             for (block, _) in scale.closed().zip(ends).filter(|(_, end_s)| *end_s <= instant_s) {
-                let past = past.get_or_insert(Past { high: block.high, fall: 0.0 });
+                let past = past.get_or_insert(Past { high: block.high, fall: 0.0, span_s: 0.0 });
+                past.span_s = past.span_s.max(instant_s - block.from_s);
                 past.fall = past.fall.max(top - block.low);
                 past.high = past.high.max(block.high);
                 top = top.max(block.high);
@@ -174,16 +177,6 @@ impl Envelope {
         let scale = self.scales.iter().find(reaches)?;
         let upto = scale.all().take_while(|block| block.from_s <= instant_s);
         upto.last().map(|block| block.low)
-    }
-
-    /// The level of a plateau: the highest of the last `blocks` closed blocks of a scale, if all are known and their
-    /// highest readings within `ratio`.
-    pub fn plateau(&self, scale: usize, blocks: usize, ratio: f64) -> Option<f64> {
-        let scale = self.scales.get(scale).filter(|scale| scale.len >= blocks)?;
-        let highs =
-            || scale.closed().skip(scale.len.saturating_sub(blocks)).map(|block| block.high);
-        let most = highs().max_by(f64::total_cmp)?;
-        highs().all(|high| high >= most * (1.0 - ratio)).then_some(most)
     }
 }
 

@@ -7,11 +7,16 @@ use super::{
     envelope::Envelope,
     growth::Growth,
     history::Histories,
+    levels::{self, Levels},
     outlook::{Outlook, Pool},
-    pressure::Pressure,
+    pressure::{self, Pressure},
+    room::Room,
     seconds,
 };
-use crate::detect::{Judgement, Kind, Level, Quality, Seen, State, evidence};
+use crate::{
+    config::Config,
+    detect::{Judgement, Kind, Level, Quality, Seen, State, evidence},
+};
 
 /// The kind.
 pub static KIND: Kind = Kind {
@@ -24,69 +29,67 @@ pub static KIND: Kind = Kind {
     raise: Duration::from_secs(2),
     clear: Duration::from_secs(60),
     hazard: false,
-    settings: &[],
-    detector: |_| Box::new(Growth::default()),
+    settings: &[
+        levels::WATCH,
+        levels::WARN,
+        levels::CRITICAL,
+        levels::EMERGENCY,
+        levels::FREE,
+        levels::LITTLE,
+        pressure::STALL,
+    ],
+    detector: |config| Box::new(Growth::new(config)),
 };
 
-/// Of swap, this share is no room: a host that fills the last of it is as good as gone (oomd: 10 %, lmkd: 10 to 20 %).
-const SWAP_KEPT: f64 = 0.1;
-/// Where hosts without swap were seen to hang (signals.md, section 0), as a share of the memory.
-const FLOOR: f64 = 0.025;
-/// A floor that is learned from thrashing goes no higher.
-const MAX_FLOOR: f64 = 0.08;
-/// So little is left that it is told without a trend: a tenth (earlyoom's first threshold), and half of that.
-const LITTLE: [f64; 2] = [0.1, 0.05];
 /// Who grew in the last ten minutes is asked where there is no trend.
 const LATELY_S: f64 = 600.0;
-/// File pages read back a second, as a share of the file LRU, at which the working set no longer fits.
-const THRASH: f64 = 0.1;
 /// History needed before it can be said that nothing is wrong.
 const MIN_HISTORY_S: f64 = 10.0;
 
-#[derive(Default)]
 pub(super) struct Exhaustion {
+    levels: Levels,
     usage: Envelope,
     shmem: Envelope,
     slab: Envelope,
     page_tables: Envelope,
     pressure: Pressure,
     first_s: Option<f64>,
-    /// What was available when the host last began to thrash, as a share.
-    thrashed: f64,
     level: Option<Level>,
 }
 
-/// What there is of memory, in bytes.
-struct Room {
-    usable: f64,
-    free: f64,
-    capacity: f64,
-}
-
 impl Exhaustion {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            levels: Levels::new(config),
+            usage: Envelope::default(),
+            shmem: Envelope::default(),
+            slab: Envelope::default(),
+            page_tables: Envelope::default(),
+            pressure: Pressure::new(config),
+            first_s: None,
+            level: None,
+        }
+    }
+
     fn take(&mut self, seen: &Seen<'_>, now_s: f64) -> Room {
         let view = &seen.snapshot.oom;
-        let (total, swap) = (view.memory_total_bytes as f64, view.swap_total_bytes as f64);
-        let usable = total + swap * (1.0 - SWAP_KEPT);
-        let free_swap = (view.swap_free_bytes as f64 - swap * SWAP_KEPT).max(0.0);
-        let free = view.memory_available_bytes as f64 + free_swap;
-        self.usage.add(now_s, (usable - free).max(0.0));
+        let room = Room::of(view);
+        self.usage.add(now_s, (room.usable - room.free).max(0.0));
         self.shmem.add(now_s, view.shmem_bytes as f64);
         self.slab.add(now_s, view.slab_unreclaimable_bytes as f64);
         self.page_tables.add(now_s, view.page_table_bytes as f64);
         self.pressure.tick(seen);
-        if self.pressure.refault_ratio >= THRASH && self.pressure.is_stalled() && swap == 0.0 {
-            self.thrashed = (free / total).clamp(self.thrashed, MAX_FLOOR.max(self.thrashed));
-        }
-        Room { usable, free, capacity: usable - total * self.thrashed.max(FLOOR) }
+        room
     }
 
-    /// How little is left, whatever the trend.
-    fn little(&self, free_ratio: f64) -> Option<Level> {
-        let [little, least] = LITTLE;
+    /// How little is left, whatever the trend. Swap is no help to who waits for memory already.
+    fn little(&self, room: &Room) -> Option<Level> {
+        let free_ratio = room.free / room.usable;
+        let little = self.levels.little_ratio;
+        let stalled = self.pressure.is_stuck() && room.available_ratio < little / 2.0;
         match self.pressure.is_on() {
-            true if free_ratio < least => Some(Level::Critical),
-            true if free_ratio < little => Some(Level::Warn),
+            true if free_ratio < little / 2.0 => Some(Level::Critical),
+            true if free_ratio < little || stalled => Some(Level::Warn),
             false if free_ratio < little => Some(Level::Watch),
             _ => None,
         }
@@ -166,6 +169,7 @@ impl Exhaustion {
             pressed: self.pressure.is_on(),
             processes,
             is_member: &|_| true,
+            levels: self.levels,
             parts: &[
                 ("shared memory and tmpfs", &self.shmem),
                 ("kernel slab", &self.slab),
@@ -176,7 +180,7 @@ impl Exhaustion {
         };
         let judged = pool.judge(self.level);
         self.level = judged.map(|(level, _)| level);
-        let little = self.little(pool.free_ratio);
+        let little = self.little(&room);
         let Some(level) = self.level.max(little) else { return };
         let outlook = judged.as_ref().map(|(_, outlook)| outlook);
         found.push(self.judgement(seen, &pool, level, outlook));

@@ -1,15 +1,28 @@
 //! How all processes grow, followed once for the kinds that need it.
 
 use super::{cgroup::Cgroups, exhaustion::Exhaustion, history::Histories, leak::Leak};
-use crate::detect::{Detector, Judgement, Seen};
+use crate::{
+    config::Config,
+    detect::{Detector, Judgement, Seen},
+};
 
 /// Judges for `memory.exhaustion`, `memory.cgroup_exhaustion` and `memory.leak`.
-#[derive(Default)]
 pub(super) struct Growth {
     processes: Histories,
     exhaustion: Exhaustion,
     cgroups: Cgroups,
     leak: Leak,
+}
+
+impl Growth {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            processes: Histories::default(),
+            exhaustion: Exhaustion::new(config),
+            cgroups: Cgroups::new(config),
+            leak: Leak::new(config),
+        }
+    }
 }
 
 impl Detector for Growth {

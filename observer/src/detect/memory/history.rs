@@ -18,12 +18,14 @@ const MAX_PROGRAMS: usize = 512;
 const KNOWN_RATIO: f64 = 1.02;
 /// One tooth may be so much higher than the ones before, as a share of the deepest fall.
 const NEXT_TOOTH: f64 = 0.5;
+/// The same while few teeth were seen, which is so for less than this time.
+const FEW_TEETH: (f64, f64) = (600.0, 1.5);
 /// For another process of the same program: no two runs are quite alike.
 const PLATEAU_RATIO: f64 = 1.1;
 /// Readings differ by this much without any meaning.
 const NOISE_BYTES: f64 = (4 << 20) as f64;
-/// A plateau: the highest readings of so many blocks of the scale of two minutes differ by less than this share.
-const PLATEAU: (usize, usize, f64) = (3, 4, 0.03);
+/// What a process held so long ago, and has not grown beyond since, it lives with.
+const SETTLED_S: f64 = 300.0;
 
 /// Plateaus are looked for in turns, a share of the processes at each tick.
 const LEARN_TURNS: u64 = 16;
@@ -48,7 +50,7 @@ pub struct History {
 #[derive(Debug, Default)]
 pub struct Histories {
     by_pid: HashMap<u32, History>,
-    /// By program: the most that a process of it held without going on to grow.
+    /// By program: the most that a process of it held, be it the tips of teeth, without going on to grow.
     plateaus: HashMap<u64, f64>,
     round: u64,
 }
@@ -87,18 +89,18 @@ impl Histories {
             history.round = self.round;
             history.private.add(now_s, held);
         }
-        self.learn();
+        self.learn(now_s);
         let round = self.round;
         self.by_pid.retain(|_, history| history.round == round);
     }
 
-    /// What a process is known to live with: it stayed there, or it ended there.
-    fn learn(&mut self) {
+    /// What a process is known to live with: it has been there, and does not grow.
+    fn learn(&mut self, now_s: f64) {
         let turn = |pid: u32| u64::from(pid) % LEARN_TURNS == self.round % LEARN_TURNS;
         for (_, history) in self.by_pid.iter().filter(|(pid, _)| turn(**pid)) {
-            let (scale, blocks, ratio) = PLATEAU;
-            let Some(held) = history.private.plateau(scale, blocks, ratio) else { continue };
+            let Some(past) = history.private.before(now_s - SETTLED_S) else { continue };
             let known = self.plateaus.get(&history.program).copied().unwrap_or(0.0);
+            let held = past.high;
             if held <= known || history.grows() {
                 continue;
             }
@@ -122,15 +124,25 @@ impl Histories {
     /// Whether a rise stays within what the process, or another of its program, has been seen to live with.
     pub fn is_known(&self, history: &History, trend: &Trend) -> bool {
         let own = history.private.before(trend.from_s).map_or(0.0, |past| past.expected());
-        let plateau = self.plateaus.get(&history.program).copied().unwrap_or(0.0);
-        trend.high <= own.max(plateau * PLATEAU_RATIO) + NOISE_BYTES
+        trend.high <= own.max(self.plateau(history)) + NOISE_BYTES
+    }
+
+    /// Whether it holds no more than others of its program were seen to live with: one more of them.
+    pub fn is_one_more(&self, history: &History) -> bool {
+        history.private.last().is_some_and(|held| held <= self.plateau(history))
+    }
+
+    fn plateau(&self, history: &History) -> f64 {
+        self.plateaus.get(&history.program).map_or(0.0, |held| held * PLATEAU_RATIO)
     }
 }
 
 impl Past {
     /// How high it may go and be what it was: collectors choose the next tooth's height anew.
     pub fn expected(&self) -> f64 {
-        (self.high * KNOWN_RATIO).max(self.high + self.fall.max(0.0) * NEXT_TOOTH)
+        let (few_s, few) = FEW_TEETH;
+        let next = if self.span_s < few_s { few } else { NEXT_TOOTH };
+        (self.high * KNOWN_RATIO).max(self.high + self.fall.max(0.0) * next)
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
     history::{MAX_FOLLOWED, Marks, private_bytes},
 };
 use crate::{
+    config::{self, Config, Setting},
     detect::{Detector, Judgement, Kind, Level, Party, Seen, State, evidence, party},
     signal::oom::OomKill,
 };
@@ -22,17 +23,23 @@ pub static KIND: Kind = Kind {
     raise: Duration::ZERO,
     clear: Duration::from_secs(10),
     hazard: false,
-    settings: &[],
-    detector: |_| Box::new(Kill::default()),
+    settings: &[TOLD],
+    detector: |config| Box::new(Kill::new(config)),
 };
 
 /// A kill is told for so long.
-const TOLD_NS: u64 = 600_000_000_000;
+pub const TOLD: Setting = Setting {
+    key: "detect.kill_told",
+    kind: config::Kind::Duration { min_ms: 60_000, max_ms: 86_400_000 },
+    default: "10m",
+    otel: &[],
+    help: "how long a kill for want of memory is told; three of one program within that time are CRITICAL",
+};
 /// So many kills of one program within that time are a loop.
 const REPEATED: usize = 3;
 
-#[derive(Default)]
 struct Kill {
+    told_ns: u64,
     marks: Marks,
     /// Culprit of each kill that is still told, by when it was.
     blamed: Vec<(u64, Option<Party>)>,
@@ -42,7 +49,8 @@ impl Detector for Kill {
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
         let kills = &seen.snapshot.oom.kills;
         let now_ns = seen.snapshot.time_unix_ns;
-        let is_told = |kill: &&OomKill| now_ns.saturating_sub(kill.time_unix_ns) < TOLD_NS;
+        let told_ns = self.told_ns;
+        let is_told = |kill: &&OomKill| now_ns.saturating_sub(kill.time_unix_ns) < told_ns;
         self.blamed.retain(|(at, _)| kills.iter().any(|kill| kill.time_unix_ns == *at));
         let mut subjects: Vec<&str> = Vec::new();
         for kill in kills.iter().filter(is_told) {
@@ -69,6 +77,11 @@ impl Detector for Kill {
 }
 
 impl Kill {
+    fn new(config: &Config) -> Self {
+        let told_ns = config.duration(&TOLD).as_nanos() as u64;
+        Self { told_ns, marks: Marks::default(), blamed: Vec::new() }
+    }
+
     /// Who grew most, among those who are in the same control group if its limit killed.
     fn culprit(&self, seen: &Seen<'_>, kill: &OomKill) -> Option<Party> {
         let snapshot = seen.snapshot;
@@ -96,7 +109,7 @@ fn judgement(seen: &Seen<'_>, kill: &OomKill, count: usize, culprit: Option<Part
         bytes(kill.anon_bytes as f64)
     );
     if count > 1 {
-        message += &format!(", {count} times in ten minutes");
+        message += &format!(", {count} times");
     }
     match &culprit {
         Some(party) if party.pid != Some(kill.victim_pid) => {
@@ -128,6 +141,7 @@ fn judgement(seen: &Seen<'_>, kill: &OomKill, count: usize, culprit: Option<Part
 mod tests {
     use super::super::testing::{Also, Host, actor, guest};
     use super::*;
+    use crate::config::all_settings;
 
     /// A victim dies at 700 s; who is to blame, and how loud it is.
     #[track_caller]
@@ -183,7 +197,7 @@ mod tests {
         for (second, expect) in [(1.0, 1), (599.0, 1), (601.0, 0)] {
             let snapshot = host.snapshot(second);
             let seen = Seen { snapshot: &snapshot, now_ns: snapshot.uptime_ns, elapsed_ns: 1 };
-            Kill::default().look(&seen, &mut found);
+            Kill::new(&Config::default_for_tests(&all_settings())).look(&seen, &mut found);
             assert_eq!(found.drain(..).count(), expect, "{second}");
         }
     }

@@ -6,9 +6,11 @@ use super::{
     bytes,
     envelope::{Trend, Window},
     history::{Histories, History},
+    room::Room,
     seconds,
 };
 use crate::{
+    config::{self, Config, Setting},
     detect::{Judgement, Kind, Level, Quality, Seen, State, evidence, judgement::Never, party},
     signal::alloc::AllocationStack,
 };
@@ -24,16 +26,30 @@ pub static KIND: Kind = Kind {
     raise: Duration::from_secs(30),
     clear: Duration::from_secs(300),
     hazard: false,
-    settings: &[],
+    settings: &[HORIZON, PATIENCE],
     detector: |_| Box::new(Never),
+};
+
+/// Further ends are not told.
+pub const HORIZON: Setting = Setting {
+    key: "detect.leak_horizon",
+    kind: config::Kind::Duration { min_ms: 3_600_000, max_ms: 2_592_000_000 },
+    default: "24h",
+    otel: &[],
+    help: "a leak that takes longer to end the memory is not told",
+};
+
+/// The shortest growth that is a WARN.
+pub const PATIENCE: Setting = Setting {
+    key: "detect.leak_patience",
+    kind: config::Kind::Duration { min_ms: 600_000, max_ms: 86_400_000 },
+    default: "2h",
+    otel: &[],
+    help: "growth without falling back for so long is a WARN if no more than as long is left; warm-ups take less",
 };
 
 /// The shortest growth that is told.
 const MIN_SPAN_S: f64 = 600.0;
-/// The shortest that is a WARN.
-const WARN_SPAN_S: f64 = 7200.0;
-/// Further ends are not told.
-const HORIZON_S: f64 = 86_400.0;
 /// Growth below this share of the memory, or of what the process held, does not matter yet.
 const LEAST: (f64, f64) = (0.01, 0.1);
 /// How often all processes are looked at.
@@ -41,10 +57,25 @@ const EVERY_S: f64 = 10.0;
 /// Leaks told at once, the fastest.
 const MAX_LEAKS: usize = 8;
 
-#[derive(Default)]
 pub(super) struct Leak {
+    horizon_s: f64,
+    patience_s: f64,
     looked_s: Option<f64>,
-    leaks: Vec<(u32, Trend, f64)>,
+    leaks: Vec<Leaking>,
+}
+
+/// A process that leaks.
+struct Leaking {
+    pid: u32,
+    trend: Trend,
+    /// What it may still take: of the host's room as much as its share of all leaks, or what its own limit leaves.
+    room: f64,
+}
+
+impl Leaking {
+    fn left_s(&self) -> f64 {
+        self.room / self.trend.slope.per_second.max(1.0)
+    }
 }
 
 impl Leak {
@@ -59,38 +90,52 @@ impl Leak {
             self.looked_s = Some(now_s);
             self.find(seen, processes, now_s);
         }
-        for (pid, trend, room) in &self.leaks {
-            let process = processes.get(*pid);
-            found.extend(process.map(|process| judgement(seen, *pid, process, trend, *room)));
+        for leak in &self.leaks {
+            let process = processes.get(leak.pid);
+            found.extend(process.map(|process| judgement(self.patience_s, seen, process, leak)));
         }
     }
-}
 
-impl Leak {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            horizon_s: config.duration(&HORIZON).as_secs_f64(),
+            patience_s: config.duration(&PATIENCE).as_secs_f64(),
+            looked_s: None,
+            leaks: Vec::new(),
+        }
+    }
+
     fn find(&mut self, seen: &Seen<'_>, processes: &Histories, now_s: f64) {
         let total = seen.snapshot.oom.memory_total_bytes as f64;
-        let view = &seen.snapshot.oom;
-        let left = (view.memory_available_bytes.saturating_add(view.swap_free_bytes)) as f64;
+        let left = Room::of(&seen.snapshot.oom).left();
         self.leaks.clear();
         // What would not be told anyway need not be looked at: this much within the shortest growth.
-        let least = left * MIN_SPAN_S / HORIZON_S * 0.3;
+        let least = left * MIN_SPAN_S / self.horizon_s * 0.3;
         let grown = |process: &History| process.growth_since(now_s - MIN_SPAN_S) >= least.min(1e8);
         for (pid, process) in processes.all().filter(|(_, process)| grown(process)) {
-            let Some(trend) = growth(processes, process, total) else { continue };
-            let held = process.private.last().unwrap_or(0.0);
-            let limit = seen.process(pid).and_then(|p| heap_limit(&p.command_line));
-            let room = limit.map_or(left, |limit| (limit - held).clamp(0.0, left));
-            if room / trend.slope.per_second <= HORIZON_S && trend.rest >= room * 0.5 {
-                self.leaks.push((pid, trend, room));
+            let trend = trend(processes, process, total);
+            self.leaks.extend(trend.map(|trend| Leaking { pid, trend, room: left }));
+        }
+        // Workers that leak together end the memory together.
+        let rate: f64 = self.leaks.iter().map(|leak| leak.trend.slope.per_second).sum();
+        for leak in &mut self.leaks {
+            leak.room = left * leak.trend.slope.per_second / rate.max(1.0);
+            let process = seen.process(leak.pid);
+            let held = processes.get(leak.pid).and_then(|process| process.private.last());
+            if let Some(limit) = process.and_then(|process| heap_limit(&process.command_line)) {
+                leak.room = leak.room.min((limit - held.unwrap_or(0.0)).max(0.0));
             }
         }
-        self.leaks.sort_by(|a, b| b.1.slope.per_second.total_cmp(&a.1.slope.per_second));
+        self.leaks
+            .retain(|leak| leak.left_s() <= self.horizon_s && leak.trend.rest >= leak.room * 0.5);
+        let rate = |leak: &Leaking| leak.trend.slope.per_second;
+        self.leaks.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
         self.leaks.truncate(MAX_LEAKS);
     }
 }
 
 /// The longest growth of a process that is still going on.
-fn growth(processes: &Histories, process: &History, total: f64) -> Option<Trend> {
+fn trend(processes: &Histories, process: &History, total: f64) -> Option<Trend> {
     let (of_total, of_held) = LEAST;
     let mut longest: Option<Trend> = None;
     for window in Window::all().filter(|window| window.is_long()) {
@@ -108,28 +153,15 @@ fn growth(processes: &Histories, process: &History, total: f64) -> Option<Trend>
     longest
 }
 
-/// `--max-old-space-size` of a command line, in bytes.
-fn heap_limit(command_line: &str) -> Option<f64> {
-    let (_, value) = command_line
-        .split(' ')
-        .filter_map(|word| word.split_once('='))
-        .find(|(key, _)| matches!(*key, "--max-old-space-size" | "--max_old_space_size"))?;
-    value.parse::<u32>().ok().map(|mebibytes| f64::from(mebibytes) * 1048576.0)
-}
-
-fn judgement(seen: &Seen<'_>, pid: u32, process: &History, trend: &Trend, room: f64) -> Judgement {
-    let rate = trend.slope.per_second;
-    let left_s = room / rate.max(1.0);
-    let level = if trend.span_s >= WARN_SPAN_S && left_s <= trend.span_s && trend.rest > room * 2.0
-    {
-        Level::Warn
-    } else {
-        Level::Watch
-    };
-    let culprit = party::process(seen.snapshot, pid, &process.name, 1.0);
+fn judgement(patience_s: f64, seen: &Seen<'_>, process: &History, leak: &Leaking) -> Judgement {
+    let trend = &leak.trend;
+    let (rate, left_s) = (trend.slope.per_second, leak.left_s());
+    let sure = trend.span_s >= patience_s && trend.rest > leak.room * 2.0;
+    let level = if sure && left_s <= trend.span_s { Level::Warn } else { Level::Watch };
+    let culprit = party::process(seen.snapshot, leak.pid, &process.name, 1.0);
     let rows = &seen.snapshot.alloc.processes;
     let stacks: &[AllocationStack] =
-        rows.iter().find(|row| row.pid == pid).map_or(&[], |row| &row.stacks);
+        rows.iter().find(|row| row.pid == leak.pid).map_or(&[], |row| &row.stacks);
     let mut message = format!(
         "{} has grown by {} an hour for {}, and has not fallen back; at that rate memory lasts {}",
         culprit.title,
@@ -153,7 +185,7 @@ fn judgement(seen: &Seen<'_>, pid: u32, process: &History, trend: &Trend, room: 
         evidence(name, stack.share, "1", "page faults").with(Quality::Sampled)
     }));
     Judgement {
-        subject: format!("{} {pid}", process.name),
+        subject: format!("{} {}", process.name, leak.pid),
         state: State::Firing(level),
         culprit: Some(culprit),
         evidence: numbers,
@@ -165,6 +197,15 @@ fn judgement(seen: &Seen<'_>, pid: u32, process: &History, trend: &Trend, room: 
         kind: Some(&KIND),
         ..Judgement::default()
     }
+}
+
+/// `--max-old-space-size` of a command line, in bytes.
+fn heap_limit(command_line: &str) -> Option<f64> {
+    let (_, value) = command_line
+        .split(' ')
+        .filter_map(|word| word.split_once('='))
+        .find(|(key, _)| matches!(*key, "--max-old-space-size" | "--max_old_space_size"))?;
+    value.parse::<u32>().ok().map(|mebibytes| f64::from(mebibytes) * 1048576.0)
 }
 
 #[cfg(test)]

@@ -10,8 +10,10 @@ mod growth;
 mod history;
 pub mod kill;
 pub mod leak;
+mod levels;
 mod outlook;
 mod pressure;
+mod room;
 mod slope;
 pub mod spike;
 #[cfg(test)]

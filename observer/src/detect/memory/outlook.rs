@@ -3,6 +3,7 @@
 use super::{
     envelope::{Envelope, Trend, Window},
     history::{Histories, History},
+    levels::Levels,
 };
 use crate::{
     detect::{Level, Party, party},
@@ -24,6 +25,10 @@ const LATELY: f64 = 1.5;
 /// What has just started takes memory, and so it seems to an agent that has just started: it must have taken this share of
 /// the room before anybody is told.
 const YOUNG_EATEN: f64 = 0.6;
+/// More processes of a size that their program is known for are somebody's decision; it must go further to be told.
+const MORE_EATEN: f64 = 0.8;
+/// The tip of the last tooth counts unless it came this close to the end, as a share of the capacity: that was survived.
+const SURVIVED: f64 = 0.01;
 /// What was told is taken back only when it is missed by this factor.
 const EASE: f64 = 1.6;
 
@@ -42,6 +47,8 @@ pub struct Pool<'a> {
     pub processes: &'a Histories,
     /// Which of them are in it.
     pub is_member: &'a dyn Fn(&History) -> bool,
+    /// What each level means.
+    pub levels: Levels,
     /// What no process shows, by name.
     pub parts: &'a [(&'static str, &'a Envelope)],
     /// Since when it is watched.
@@ -59,9 +66,9 @@ pub struct Outlook {
     pub rate: f64,
     /// Share that it has taken of the room at the beginning.
     pub eaten: f64,
-    /// Whether it is mostly by processes that have grown ever since they began, or that nobody has watched for as long
-    /// before: most such growth is a start.
-    young: bool,
+    /// What it must have taken at least: more if it is mostly by processes that have grown ever since they began, or that
+    /// nobody has watched for as long before, because most such growth is a start.
+    least_eaten: f64,
     window: Window,
     span_s: f64,
     from_s: f64,
@@ -72,8 +79,10 @@ pub struct Outlook {
 struct Share<'a> {
     /// They come back to what they held before.
     known: f64,
-    /// They have grown since they began.
+    /// They have grown since they began, or since they are watched.
     young: f64,
+    /// They have just begun, and hold what others of their program hold.
+    more: f64,
     /// They go where they have not been.
     new: f64,
     /// What is still to come of those who slow down.
@@ -93,24 +102,31 @@ impl<'a> Pool<'a> {
     }
 
     fn level(&self, outlook: &Outlook, held: Option<Level>) -> Option<Level> {
-        let free_ratio = self.free_ratio;
+        let (free_ratio, levels) = (self.free_ratio, &self.levels);
         let reached = |level: Level| {
             let ease = if held >= Some(level) { EASE } else { 1.0 };
             let within = |left_s: f64, free: f64, eaten: f64| {
-                let eaten = if outlook.young { eaten.max(YOUNG_EATEN) } else { eaten };
+                let eaten = eaten.max(outlook.least_eaten);
                 outlook.left_s < left_s * ease
                     && free_ratio < free * ease
                     && outlook.eaten > eaten / ease
             };
             match level {
-                Level::Watch => within(1800.0, 0.6, 0.2),
-                Level::Warn => within(600.0, 0.35, 0.25) || within(3600.0, 0.1, 0.25),
-                Level::Critical => {
-                    within(120.0, 0.2, 0.4) && (self.pressed || free_ratio < 0.12 * ease)
-                        || within(600.0, 0.1, 0.4)
-                        || within(20.0, 0.25, 0.5)
+                Level::Watch => within(levels.watch_s, 0.6, 0.2),
+                Level::Warn => {
+                    within(levels.warn_s, levels.free_ratio, 0.25)
+                        || within(levels.warn_s * 6.0, levels.little_ratio, 0.25)
                 }
-                Level::Emergency => within(30.0, 0.15, 0.5) && (self.pressed || free_ratio < 0.1),
+                Level::Critical => {
+                    let critical_s = levels.critical_s;
+                    within(critical_s, 0.2, 0.4) && (self.pressed || free_ratio < 0.12 * ease)
+                        || within(critical_s * 5.0, levels.little_ratio, 0.4)
+                        || within(critical_s / 6.0, 0.25, 0.5)
+                }
+                Level::Emergency => {
+                    within(levels.emergency_s, 0.15, 0.5)
+                        && (self.pressed || free_ratio < levels.little_ratio)
+                }
             }
         };
         Level::ALL.into_iter().rev().find(|level| reached(*level))
@@ -118,7 +134,7 @@ impl<'a> Pool<'a> {
 
     fn outlook(&self, window: Window) -> Option<Outlook> {
         let trend = self.usage.trend(window).filter(|trend| trend.slope.grows())?;
-        let room = (self.capacity - trend.high).max(0.0);
+        let room = self.room(trend.high);
         let enough = |rate: f64| rate > 0.0 && rate * REACH * trend.span_s >= room;
         if !enough(trend.slope.per_second) {
             return None;
@@ -130,7 +146,7 @@ impl<'a> Pool<'a> {
         if !enough(rate) {
             return None;
         }
-        let explained = share.new + share.young >= rate * EXPLAINED;
+        let explained = share.new + share.young + share.more >= rate * EXPLAINED;
         let expected = self.usage.before(trend.from_s).map_or(0.0, |past| past.expected());
         if !explained && trend.high <= expected {
             return None;
@@ -145,11 +161,32 @@ impl<'a> Pool<'a> {
             left_s: room / rate,
             rate,
             eaten: grown / (grown + room).max(1.0),
-            young: share.young > share.new || rise_s - self.first_s < self.now_s - rise_s,
+            least_eaten: self.least_eaten(&share, rise_s),
             window,
             span_s: trend.span_s,
             from_s: trend.from_s,
         })
+    }
+
+    /// How much of the room must be taken before a growth is told that began at an instant.
+    fn least_eaten(&self, share: &Share<'_>, rise_s: f64) -> f64 {
+        let unwatched = rise_s - self.first_s < self.now_s - rise_s;
+        if share.more > share.young + share.new {
+            MORE_EATEN
+        } else if unwatched || share.young + share.more > share.new {
+            YOUNG_EATEN
+        } else {
+            0.0
+        }
+    }
+
+    /// What may still be taken, from the highest reading of late on.
+    fn room(&self, high: f64) -> f64 {
+        let room = self.capacity - high;
+        if room > self.capacity * SURVIVED {
+            return room;
+        }
+        (self.capacity - self.usage.last().unwrap_or(high)).max(0.0)
     }
 
     fn share(&self, window: Window, pool: &Trend) -> Share<'a> {
@@ -188,7 +225,8 @@ impl<'a> Pool<'a> {
         let Some(trend) = process.private.trend(window) else {
             // It is too young for the window.
             let rate = process.growth_since(pool.from_s) / pool.span_s.max(1.0);
-            share.young += rate;
+            let is_one_more = process.born && self.processes.is_one_more(process);
+            *if is_one_more { &mut share.more } else { &mut share.young } += rate;
             share.rest = f64::INFINITY;
             share.causes.push((pid, &process.name, rate));
             return;
@@ -205,7 +243,7 @@ impl<'a> Pool<'a> {
         share.rest += rest(&process.private, window, rate);
         let rise_s = rise(&process.private, window, rate).unwrap_or(trend.from_s);
         let since_s = process.private.since_s().unwrap_or(rise_s);
-        if process.born && rise_s - since_s < (self.now_s - rise_s) * 0.5 {
+        if rise_s - since_s < self.now_s - rise_s {
             share.young += rate;
         } else {
             share.new += rate;

@@ -1,12 +1,21 @@
 //! Whether memory is short already: what the kernel does then. None of it depends on a trend.
 
 use crate::{
+    config::{Config, Kind, Setting},
     detect::{Evidence, Seen, evidence},
     signal::oom,
 };
 
-/// Stall that counts, as a share of the time (Android's lmkd: 70 ms of a second).
-const STALL: f64 = 0.07;
+/// Stall that counts, in percent of the time (Android's lmkd: 70 ms of a second).
+pub const STALL: Setting = Setting {
+    key: "detect.memory_stall",
+    kind: Kind::Integer { min: 1, max: 100 },
+    default: "7",
+    otel: &[],
+    help: "percent of the time in which somebody waits for memory (PSI some) from which on memory is short",
+};
+/// Share of the time in which all wait that is as bad as it gets before the host is gone.
+const STUCK: f64 = 0.1;
 /// File pages read back, as a share of the file LRU a second: a tenth is thrashing (signals.md, section 2, row 3).
 const REFAULTS: f64 = 0.02;
 /// Direct reclaims a second; one every now and then happens on healthy hosts.
@@ -18,6 +27,8 @@ const OVER_S: f64 = 4.0;
 /// What the kernel does for want of memory, averaged over some seconds.
 #[derive(Debug, Default)]
 pub struct Pressure {
+    /// Stall that counts, as a share of the time.
+    pub stall: f64,
     before: Option<[u64; 3]>,
     /// Share of the time in which somebody waited for memory.
     pub stall_ratio: f64,
@@ -30,6 +41,11 @@ pub struct Pressure {
 }
 
 impl Pressure {
+    /// Calm.
+    pub fn new(config: &Config) -> Self {
+        Self { stall: config.integer(&STALL) as f64 / 100.0, ..Self::default() }
+    }
+
     /// Takes a tick.
     pub fn tick(&mut self, seen: &Seen<'_>) {
         let view = &seen.snapshot.oom;
@@ -58,7 +74,12 @@ impl Pressure {
 
     /// Whether somebody waits for memory.
     pub fn is_stalled(&self) -> bool {
-        self.stall_ratio >= STALL
+        self.stall_ratio >= self.stall
+    }
+
+    /// Whether often nobody gets on for want of memory.
+    pub fn is_stuck(&self) -> bool {
+        self.full_ratio >= STUCK
     }
 
     /// Whether memory is short now.

@@ -4,6 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use super::{bytes, history::MAX_FOLLOWED, history::private_bytes};
 use crate::{
+    config::{self, Config, Setting},
     detect::{Detector, Judgement, Kind, Level, Quality, Seen, State, evidence, party},
     signal::{alloc::ProcessMemory, sched::EventLoop},
 };
@@ -19,14 +20,23 @@ pub static KIND: Kind = Kind {
     raise: Duration::ZERO,
     clear: Duration::from_secs(60),
     hazard: false,
-    settings: &[],
-    detector: |_| Box::new(Spike::default()),
+    settings: &[NEAR_MISS],
+    detector: |config| Box::new(Spike::new(config)),
+};
+
+/// What is a near miss.
+pub const NEAR_MISS: Setting = Setting {
+    key: "detect.memory_spike",
+    kind: config::Kind::Integer { min: 10, max: 95 },
+    default: "50",
+    otel: &[],
+    help: "percent of what was left that a process must take within seconds to be a near miss",
 };
 
 /// A step is what was taken within this time.
 const STEP_S: f64 = 4.0;
-/// This share of what was left before is a near miss.
-const NEAR_MISS: f64 = 0.5;
+/// What falls back to this share of a step has given it back.
+const GIVEN_BACK: f64 = 0.3;
 /// Steps below this share of the memory are nobody's concern.
 const LEAST: f64 = 0.03;
 /// What one turn of a loop may take, as a share of the memory: 256 MB of 4 GB.
@@ -36,29 +46,62 @@ const TURN_BYTES: (f64, f64) = (128e6, 512e6);
 /// A turn that has been open for less is no long one.
 const OPEN_NS: u64 = 100_000_000;
 
-#[derive(Default)]
+/// What a process takes, step by step, in bytes and seconds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Steps {
+    /// When the present step began, and what was held then.
+    from: (f64, f64),
+    /// The most of the present step.
+    now: f64,
+    /// What the last one before took, of those that were given back.
+    before: f64,
+}
+
+impl Steps {
+    /// What it has taken within the time of a step.
+    fn add(&mut self, now_s: f64, held: f64) -> f64 {
+        let grown = held - self.from.1;
+        let back = held < self.from.1 + self.now * GIVEN_BACK;
+        if back && self.now > 0.0 {
+            (self.before, self.now) = (self.now, 0.0);
+        }
+        if grown <= 0.0 || back || now_s - self.from.0 >= STEP_S {
+            self.from = (now_s, held);
+        }
+        self.now = self.now.max(grown);
+        grown.max(0.0)
+    }
+
+    /// What the next one takes if it is as much larger as this is than the one before.
+    fn next(&self) -> f64 {
+        if self.before > 0.0 { self.now + (self.now - self.before).max(0.0) } else { self.now }
+    }
+}
+
 struct Spike {
-    /// What each process held at the base of the present step: pid, when, bytes.
-    bases: HashMap<u32, (f64, f64)>,
-    /// What was available then.
+    near_miss: f64,
+    /// By pid.
+    steps: HashMap<u32, Steps>,
+    /// What was available at the base of the present step, and when.
     available: Option<(f64, f64)>,
 }
 
 impl Spike {
-    /// What a process has taken within the time of a step; `None` if it was not there before.
-    fn step(&mut self, row: &ProcessMemory, now_s: f64) -> Option<f64> {
+    fn new(config: &Config) -> Self {
+        let near_miss = config.integer(&NEAR_MISS) as f64 / 100.0;
+        Self { near_miss, steps: HashMap::new(), available: None }
+    }
+
+    /// What a process has taken within the time of a step, and its steps; `None` if it was not there before.
+    fn step(&mut self, row: &ProcessMemory, now_s: f64) -> Option<(f64, Steps)> {
         let held = private_bytes(row);
-        let Some(base) = self.bases.get_mut(&row.pid) else {
-            if self.bases.len() < MAX_FOLLOWED * 2 {
-                self.bases.insert(row.pid, (now_s, held));
+        let Some(steps) = self.steps.get_mut(&row.pid) else {
+            if self.steps.len() < MAX_FOLLOWED * 2 {
+                self.steps.insert(row.pid, Steps { from: (now_s, held), ..Steps::default() });
             }
             return None;
         };
-        let grown = held - base.1;
-        if grown <= 0.0 || now_s - base.0 >= STEP_S {
-            *base = (now_s, held);
-        }
-        Some(grown.max(0.0))
+        Some((steps.add(now_s, held), *steps))
     }
 }
 
@@ -77,21 +120,20 @@ impl Detector for Spike {
         }
         let turn = (total * TURN).clamp(TURN_BYTES.0, TURN_BYTES.1);
         for row in snapshot.alloc.processes.iter().take(MAX_FOLLOWED) {
-            let Some(step) = self.step(row, now_s).filter(|step| *step >= total * LEAST) else {
-                continue;
-            };
+            let taken = self.step(row, now_s).filter(|(step, _)| *step >= total * LEAST);
+            let Some((step, steps)) = taken else { continue };
             let open_ns = open(seen, row.pid);
-            let near_miss = step >= before * NEAR_MISS && before - left >= step * 0.5;
+            let near_miss = step >= before * self.near_miss && before - left >= step * 0.5;
             let level = match (near_miss, open_ns) {
                 (_, Some(open_ns)) if step >= turn && open_ns >= OPEN_NS => Level::Warn,
-                (true, _) if left < total * 0.1 => Level::Warn,
+                (true, _) if left < total * 0.1 || steps.next() >= before => Level::Warn,
                 (true, _) => Level::Watch,
                 _ => continue,
             };
             found.push(judgement(seen, row, step, before, open_ns, level));
         }
-        if self.bases.len() > snapshot.alloc.processes.len() {
-            self.bases.retain(|pid, _| snapshot.alloc.processes.iter().any(|row| row.pid == *pid));
+        if self.steps.len() > snapshot.alloc.processes.len() {
+            self.steps.retain(|pid, _| snapshot.alloc.processes.iter().any(|row| row.pid == *pid));
         }
     }
 }
@@ -165,6 +207,25 @@ mod tests {
         for (_, finding) in &told.levels {
             assert_eq!(finding.culprit.as_ref().and_then(|party| party.pid), Some(2));
         }
+    }
+
+    /// Giant values of so many MiB, one each minute; the highest level.
+    #[track_caller]
+    fn check_steps(sizes: &'static [f64], expect: Option<Level>) {
+        let taken = move |second: f64| {
+            let size = sizes.get((second / 60.0) as usize).copied().unwrap_or(0.0);
+            200.0 + if (5.0..10.0).contains(&(second % 60.0)) { size } else { 0.0 }
+        };
+        let actors = vec![actor(1, "redis-server", |_| 1000.0), actor(2, "node", taken)];
+        let told = Host { actors, ..Host::default() }.run(KIND.name, 240.0);
+        assert_eq!(told.worst(), expect, "{sizes:?}: {told:?}");
+    }
+
+    #[test]
+    fn steps_that_grow_so_that_the_next_does_not_fit() {
+        check_steps(&[700.0, 1400.0, 700.0], Some(Level::Watch));
+        check_steps(&[900.0, 1800.0], Some(Level::Warn));
+        check_steps(&[1500.0, 1500.0, 1500.0], Some(Level::Watch));
     }
 
     #[test]

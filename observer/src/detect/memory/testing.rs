@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    config::{Config, all_settings},
+    config::{Config, Sources, all_settings},
     detect::{Detect, Finding, Level},
     identity::Process,
     signal::{Output, alloc::ProcessMemory},
@@ -46,6 +46,8 @@ pub struct Host {
     pub actors: Vec<Actor>,
     /// What else the snapshot shows at a second.
     pub also: Also,
+    /// `key=value` of settings that are not the defaults.
+    pub settings: &'static [&'static str],
 }
 
 impl Default for Host {
@@ -57,6 +59,7 @@ impl Default for Host {
             tick_s: 1.0,
             actors: Vec::new(),
             also: Box::new(|_, _| {}),
+            settings: &[],
         }
     }
 }
@@ -66,7 +69,7 @@ impl Default for Host {
 pub struct Told {
     /// Second, and the finding as it was when its level changed.
     pub levels: Vec<(f64, Finding)>,
-    /// When less than 3 % of the memory was left.
+    /// When less than 1 % of the memory was left.
     pub gone_s: Option<f64>,
 }
 
@@ -133,7 +136,9 @@ impl Host {
 
     /// Lets it run for so long, or until memory is gone, and says what was told of a kind.
     pub fn run(&self, kind: &str, for_s: f64) -> Told {
-        let mut detect = Detect::new(&Config::default_for_tests(&all_settings()));
+        let flags = self.settings.iter().map(|flag| (*flag).to_owned()).collect();
+        let config = Config::load(&all_settings(), &Sources { flags, ..Sources::default() });
+        let mut detect = Detect::new(&config.expect("settings of a test are sound"));
         // The first of them judges for others, too.
         detect.detectors.retain(|(of, _)| of.name == kind || of.name == "memory.exhaustion");
         let mut told = Told::default();
@@ -143,7 +148,7 @@ impl Host {
             detect.tick(&snapshot, false, &mut Output::default());
             let view = &snapshot.oom;
             let free = view.memory_available_bytes + view.swap_free_bytes;
-            if free as f64 <= 0.03 * self.total * MIB {
+            if free as f64 <= 0.01 * self.total * MIB {
                 told.gone_s = Some(second);
             }
             for finding in detect.view().findings.iter().filter(|finding| finding.kind == kind) {

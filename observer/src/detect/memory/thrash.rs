@@ -8,7 +8,10 @@ use super::{
     history::{MAX_FOLLOWED, Marks, private_bytes},
     pressure::Pressure,
 };
-use crate::detect::{Detector, Judgement, Kind, Level, Party, Seen, State, evidence, party};
+use crate::{
+    config::{self, Config, Setting},
+    detect::{Detector, Judgement, Kind, Level, Party, Seen, State, evidence, party},
+};
 
 /// The kind.
 pub static KIND: Kind = Kind {
@@ -22,36 +25,53 @@ pub static KIND: Kind = Kind {
     raise: Duration::from_secs(5),
     clear: Duration::from_secs(30),
     hazard: false,
-    settings: &[],
-    detector: |_| Box::new(Thrash::default()),
+    settings: &[REFAULTS],
+    detector: |config| Box::new(Thrash::new(config)),
+};
+
+/// File pages read back.
+pub const REFAULTS: Setting = Setting {
+    key: "detect.thrash",
+    kind: config::Kind::Integer { min: 1, max: 100 },
+    default: "10",
+    otel: &[],
+    help: "percent of the file pages read back each second that is a WARN while somebody waits; three times as many are CRITICAL",
 };
 
 /// Cores that the kernel's own reclaim may use.
 const RECLAIM_CORES: f64 = 0.5;
-/// Refaults a second as a share of the file LRU: unusual, WARN, CRITICAL.
-const REFAULTS: [f64; 3] = [0.03, 0.1, 0.3];
-/// Share of the time that somebody waits, from which on it matters.
-const STALL: f64 = 0.07;
-/// A share of the time in which all wait that is as bad as it gets before the host is gone.
-const FULL: f64 = 0.1;
+/// Refaults that are unusual, and CRITICAL, by those of a WARN.
+const FACTORS: [f64; 2] = [0.3, 3.0];
 
-#[derive(Default)]
 struct Thrash {
     pressure: Pressure,
     marks: Marks,
+    /// Refaults a second at WARN, as a share of the file LRU.
+    refaults: f64,
 }
 
 impl Thrash {
+    fn new(config: &Config) -> Self {
+        Self {
+            pressure: Pressure::new(config),
+            marks: Marks::default(),
+            refaults: config.integer(&REFAULTS) as f64 / 100.0,
+        }
+    }
+
     fn level(&self, reclaim_cores: f64) -> Option<Level> {
         let pressure = &self.pressure;
-        let [unusual, warn, critical] = REFAULTS;
+        let warn = self.refaults;
+        let [unusual, critical] = FACTORS.map(|factor| factor * warn);
         let refaults = pressure.refault_ratio;
-        let waits = pressure.stall_ratio >= STALL;
+        let waits = pressure.is_stalled();
         Some(match () {
             () if waits && refaults >= critical => Level::Critical,
-            () if pressure.full_ratio >= FULL && refaults >= warn => Level::Critical,
+            () if pressure.is_stuck() && refaults >= warn => Level::Critical,
             () if waits && (refaults >= warn || reclaim_cores >= RECLAIM_CORES) => Level::Warn,
-            () if refaults >= unusual && pressure.stall_ratio >= STALL / 2.0 => Level::Watch,
+            () if refaults >= unusual && pressure.stall_ratio >= pressure.stall / 2.0 => {
+                Level::Watch
+            }
             () if reclaim_cores >= RECLAIM_CORES => Level::Watch,
             () => return None,
         })

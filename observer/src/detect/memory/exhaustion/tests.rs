@@ -2,7 +2,10 @@
 
 use super::super::testing::{Actor, Host, actor, guest, jitter};
 use super::*;
-use crate::detect::Detector as _;
+use crate::{
+    config::{Sources, all_settings},
+    detect::Detector as _,
+};
 
 fn told(host: &Host, for_s: f64) -> super::super::testing::Told {
     host.run("memory.exhaustion", for_s)
@@ -59,7 +62,7 @@ fn a_leak_is_told_in_time_with_its_culprit() {
 fn check_healthy(what: &str, actors: Vec<Actor>) {
     let mut all = calm();
     all.extend(actors);
-    let host = Host { tick_s: 2.0, actors: all, ..Host::default() };
+    let host = Host { tick_s: 5.0, actors: all, ..Host::default() };
     let told = told(&host, 3.0 * 3600.0);
     assert!(told.gone_s.is_none(), "{what}: memory was gone");
     assert!(told.worst().is_none_or(|level| level < Level::Warn), "{what}: {told:?}");
@@ -124,16 +127,17 @@ fn swap_is_room_for_a_while() {
 #[test]
 fn slow_ticks_see_it_too() {
     for tick_s in [0.2, 5.0, 30.0] {
-        let leak = |second: f64| 300.0 + 2.0 * (second - 3600.0).max(0.0);
+        // Flat for as long as it then takes: 3400 MiB at 4 MiB/s.
+        let leak = |second: f64| 300.0 + 4.0 * (second - 900.0).max(0.0);
         let host = Host { tick_s, actors: vec![actor(4711, "node", leak)], ..Host::default() };
-        let lead = told(&host, 8000.0).lead(Level::Warn);
+        let lead = told(&host, 2000.0).lead(Level::Warn);
         assert!(lead.is_some_and(|lead| lead > 150.0), "ticks of {tick_s} s: {lead:?}");
     }
 }
 
 #[test]
 fn what_cannot_be_judged_is_said() {
-    let mut detector = Growth::default();
+    let mut detector = Growth::new(&Config::default_for_tests(&all_settings()));
     let mut look = |snapshot: &crate::snapshot::Snapshot, second: u64| {
         let mut found = Vec::new();
         let now_ns = second * 1_000_000_000;
@@ -175,4 +179,92 @@ fn little_memory_is_told_without_a_trend() {
     check(300.0, 0.0, Some(Level::Watch));
     check(300.0, 0.3, Some(Level::Warn));
     check(160.0, 0.3, Some(Level::Critical));
+}
+
+/// A leak of so many MiB a second after 40 min on a host of this size; the lead of WARN, which must be within bounds.
+#[track_caller]
+fn check_size(
+    total: f64,
+    rate: f64,
+    settings: &'static [&'static str],
+    lead: std::ops::Range<f64>,
+) {
+    let actors = vec![
+        actor(10, "postgres", move |_| total * 0.3),
+        actor(4711, "node", move |s| total * 0.1 + rate * (s - 2400.0).max(0.0)),
+    ];
+    let host =
+        Host { total, kernel: total * 0.05, tick_s: 2.0, actors, settings, ..Host::default() };
+    let told = told(&host, 2400.0 + total / rate);
+    let found = told.lead(Level::Warn);
+    assert!(found.is_some_and(|found| lead.contains(&found)), "{total} {settings:?}: {told:?}");
+}
+
+#[test]
+fn the_smallest_host_and_the_largest_are_told_alike() {
+    for total in [1024.0, 512.0 * 1024.0] {
+        // All of it in 2000 s: a third is left 700 s before the end.
+        check_size(total, total / 2000.0, &[], 500.0..700.0);
+        check_size(total, total / 2000.0, &["detect.memory_warn=5m"], 250.0..330.0);
+        check_size(total, total / 2000.0, &["detect.memory_free=20"], 250.0..420.0);
+    }
+}
+
+#[test]
+fn levels_cannot_be_put_out_of_order() {
+    #[track_caller]
+    fn check(flag: &str, expect: Option<&str>) {
+        let sources = Sources { flags: vec![flag.to_owned()], ..Sources::default() };
+        let error = Config::load(&all_settings(), &sources).err().map(|error| error.to_string());
+        let found = error.as_deref();
+        assert_eq!(found.is_some(), expect.is_some(), "{flag}: {found:?}");
+        assert!(found.zip(expect).is_none_or(|(found, part)| found.contains(part)), "{found:?}");
+    }
+    check("detect.memory_warn=15m", None);
+    check("detect.memory_warn=2h", Some("30m"));
+    check("detect.memory_critical=10s", Some("detect.memory_critical"));
+    check("detect.memory_free=90", Some("60"));
+    check("detect.memory_little=much", Some("detect.memory_little"));
+}
+
+/// So many workers of 150 MiB, one each minute, beside two that have lived with 90 to 150 MiB for an hour.
+fn workers(count: u32) -> Vec<Actor> {
+    let tooth = |second: f64| 90.0 + second * 2.0 % 60.0;
+    let old = (0..2).map(|number| actor(50 + number, "node", tooth));
+    let more = (0..count).map(|number| {
+        let start = 3600.0 + 60.0 * f64::from(number);
+        guest(100 + number, "node", move |second| (second >= start).then(|| tooth(second - start)))
+    });
+    old.chain(more).collect()
+}
+
+#[test]
+fn more_workers_are_somebodys_decision_until_they_are_too_many() {
+    let run = |count| {
+        let mut actors = workers(count);
+        actors.push(actor(1, "postgres", |_| 800.0));
+        told(&Host { tick_s: 2.0, actors, ..Host::default() }, 9000.0)
+    };
+    // Twelve leave a quarter of the memory.
+    let few = run(12);
+    assert!(few.worst().is_none_or(|level| level < Level::Warn), "{few:?}");
+    let many = run(60);
+    assert!(many.lead(Level::Warn).is_some_and(|lead| lead > 60.0), "{many:?}");
+}
+
+#[test]
+fn swap_is_no_help_to_who_waits_already() {
+    let mut host =
+        Host { swap: 4096.0, actors: vec![actor(1, "java", |_| 3800.0)], ..Host::default() };
+    host.also = Box::new(|second, snapshot| {
+        let row = |scope: &str| crate::signal::oom::Pressure {
+            resource: "memory".into(),
+            scope: scope.into(),
+            total_ns: (0.3 * second * 1e9) as u64,
+            ..crate::signal::oom::Pressure::default()
+        };
+        snapshot.oom.memory_available_bytes = 100 << 20;
+        snapshot.oom.pressure = vec![row("some"), row("full")];
+    });
+    assert_eq!(told(&host, 60.0).worst(), Some(Level::Warn));
 }
