@@ -39,7 +39,7 @@ const BUDGETS: &[(&str, f64)] = &[
     ("page fault, sampled", 1352.0),
     ("fork", 22.0),
     ("exec", 22.0),
-    ("exit", 385.0),
+    ("exit", 335.0),
     ("system call, no poll", 27.0),
     ("system call, poll of a watched loop", 195.0),
     ("function, poll of a watched loop", 180.0),
