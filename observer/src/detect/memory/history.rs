@@ -198,8 +198,8 @@ impl Marks {
     /// How much more a process holds than then; all of it, if it was not there.
     pub fn growth(&self, pid: u32, held: f64) -> f64 {
         let [last, older] = &self.marks;
-        if older.is_empty() {
-            return held - last.get(&pid).copied().unwrap_or(held);
+        if self.marked_s.is_none() {
+            return 0.0;
         }
         held - older.get(&pid).or_else(|| last.get(&pid)).copied().unwrap_or(0.0)
     }

@@ -187,6 +187,32 @@ mod tests {
     }
 
     #[test]
+    fn who_was_started_after_the_agent_and_grew_is_blamed() {
+        let node = |second: f64| (5.0..40.0).contains(&second).then_some(50.0 + second * 10.0);
+        let mut host = Host {
+            actors: vec![
+                actor(1, "postgres", |second| 100.0 + second / 10.0),
+                guest(2, "node", node),
+            ],
+            ..Host::default()
+        };
+        host.also = Box::new(|second, snapshot| {
+            let began_ns = snapshot.time_unix_ns - (second * 1e9) as u64;
+            let kill = OomKill {
+                time_unix_ns: began_ns + 40_000_000_000,
+                victim_pid: 2,
+                victim_name: "node".into(),
+                anon_bytes: 440 << 20,
+                ..OomKill::default()
+            };
+            snapshot.oom.kills.extend((second >= 40.0).then_some(kill));
+        });
+        let told = host.run(KIND.name, 60.0);
+        let (_, finding) = told.levels.first().expect("a kill is told");
+        assert_eq!(finding.culprit.as_ref().and_then(|party| party.pid), Some(2), "{told:?}");
+    }
+
+    #[test]
     fn a_kill_is_over_after_ten_minutes() {
         let also: Also = Box::new(|second, snapshot| {
             let began_ns = snapshot.time_unix_ns - (second * 1e9) as u64;
