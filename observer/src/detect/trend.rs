@@ -10,6 +10,8 @@ pub struct Trend {
     last: Option<(u64, f64)>,
     rate: Mean,
     observed_ns: u64,
+    /// Readings in a row that were higher than the one before.
+    rises: u32,
 }
 
 impl Trend {
@@ -24,6 +26,7 @@ impl Trend {
             return;
         }
         self.last = Some((at_ns, value));
+        self.rises = if value > before { self.rises.saturating_add(1) } else { 0 };
         self.observed_ns = self.observed_ns.saturating_add(elapsed_ns);
         self.rate.add((value - before) * 1e9 / elapsed_ns as f64, elapsed_ns, constant);
     }
@@ -36,6 +39,12 @@ impl Trend {
     /// For how long it has been followed.
     pub fn observed(&self) -> Duration {
         Duration::from_nanos(self.observed_ns)
+    }
+
+    /// Whether it has risen from reading to reading of late: no single step.
+    pub fn rises(&self) -> bool {
+        const READINGS: u32 = 3;
+        self.rises >= READINGS
     }
 
     /// Seconds until `room` is gone; `None` if it does not fill, or takes a month.
@@ -57,12 +66,13 @@ mod tests {
         for second in 0..=100_u64 {
             trend.add(second * 1_000_000_000, second as f64 * 5.0, Duration::from_secs(10));
         }
-        assert!((trend.rate() - 5.0).abs() < 0.01, "{trend:?}");
+        assert!((trend.rate() - 5.0).abs() < 0.01 && trend.rises(), "{trend:?}");
         assert!(trend.seconds_left(500.0).is_some_and(|left| (left - 100.0).abs() < 1.0));
         assert_eq!(trend.seconds_left(-3.0), Some(0.0));
         assert_eq!(trend.observed(), Duration::from_secs(100));
         (101..200_u64)
             .for_each(|second| trend.add(second * 1_000_000_000, 500.0, Duration::from_secs(10)));
         assert!(trend.seconds_left(500.0).is_none_or(|left| left > 1e5), "it stands still");
+        assert!(!trend.rises(), "{trend:?}");
     }
 }

@@ -54,6 +54,9 @@ const HURRY_NS: u64 = 2_000_000_000;
 /// Five rounds at the usual pace: one may come too late, and a trend needs some.
 const SOON_S: f64 = 60.0;
 
+/// It goes on for so long after the last sign: class space is counted now and then only.
+const HURRY_FOR_NS: u64 = 30_000_000_000;
+
 /// What does not come back by itself. Heaps fill and are emptied all the time.
 const FILLS: &[&str] = &[
     "files",
@@ -230,11 +233,12 @@ impl Limits {
 #[derive(Debug, Default)]
 struct Pace {
     at_ns: u64,
+    until_ns: u64,
     used: HashMap<(String, u32, String), u64>,
 }
 
 impl Pace {
-    /// Whether something fills so fast that it will be full soon.
+    /// Whether something fills, or has filled lately, so fast that it will be full soon.
     fn hurries(&mut self, rows: &[Bound], at_ns: u64) -> bool {
         let elapsed_s = at_ns.saturating_sub(self.at_ns) as f64 / 1e9;
         let rows = || rows.iter().filter(|row| FILLS.contains(&row.resource.as_str()));
@@ -248,7 +252,10 @@ impl Pace {
         });
         self.at_ns = at_ns;
         self.used = rows().map(|row| (key(row), row.used)).collect();
-        soon
+        if soon {
+            self.until_ns = at_ns.saturating_add(HURRY_FOR_NS);
+        }
+        at_ns < self.until_ns
     }
 }
 
@@ -316,7 +323,8 @@ mod tests {
             };
             let mut pace = Pace::default();
             assert!(!pace.hurries(&[row(used[0])], 5 * SECOND), "nothing is known yet");
-            assert_eq!(pace.hurries(&[row(used[1])], 15 * SECOND), expect, "{resource} {used:?}");
+            let mut at = |second| pace.hurries(&[row(used[1])], second * SECOND);
+            assert_eq!((at(15), at(44), at(45)), (expect, expect, false), "{resource} {used:?}");
         }
         check("processes", [7, 52], true);
         check("processes", [7, 15], false);

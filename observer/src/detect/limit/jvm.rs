@@ -34,7 +34,10 @@ const MAX_MACHINES: usize = 256;
 const COLLECTING: Duration = Duration::from_secs(20);
 /// Class space fills over hours.
 const CLASSES: Duration = Duration::from_secs(120);
+/// Unless something makes them without end.
+const OF_LATE: Duration = Duration::from_secs(15);
 /// Share of a bound.
+const FILLS: f64 = 0.7;
 const FULL: f64 = 0.9;
 const ALMOST: f64 = 0.95;
 const OVER: f64 = 0.97;
@@ -44,6 +47,7 @@ const DIES: f64 = 0.2;
 /// What fills within this many seconds.
 const SOON_S: f64 = 3600.0;
 const NOW_S: f64 = 120.0;
+const AT_ONCE_S: f64 = 60.0;
 
 #[derive(Debug, Default)]
 struct Machine {
@@ -53,6 +57,8 @@ struct Machine {
     collecting: Mean,
     /// Of Metaspace, and of compressed class space.
     classes: [Trend; 2],
+    /// The same of the last seconds.
+    of_late: [Trend; 2],
     /// Metaspace in use when it was counted last, and the classes that there were then.
     counted: Option<(u64, u64)>,
     /// Bytes of each class that was loaded between two counts; 0 if not known.
@@ -86,10 +92,13 @@ impl Machine {
         self.full_collections = jvm.full_collections;
         self.full_collection_ns = jvm.full_collection_ns;
         self.read_unix_ns = read_unix_ns;
-        let [metaspace, class_space] = &mut self.classes;
-        class_space.add(read_unix_ns, jvm.class_space_used_bytes as f64, CLASSES);
         self.metaspace_bytes = estimate(&mut self.counted, &mut self.class_bytes, jvm);
-        metaspace.add(read_unix_ns, self.metaspace_bytes as f64, CLASSES);
+        let used = [self.metaspace_bytes as f64, jvm.class_space_used_bytes as f64];
+        for (trends, constant) in [(&mut self.classes, CLASSES), (&mut self.of_late, OF_LATE)] {
+            for (trend, used) in trends.iter_mut().zip(used) {
+                trend.add(read_unix_ns, used, constant);
+            }
+        }
     }
 
     /// Whether full collections leave the heap full, and take the time.
@@ -136,12 +145,16 @@ fn bounds(jvm: &Jvm, metaspace_bytes: u64) -> [Option<(&'static str, u64, u64)>;
     .map(|bound| bound.filter(|(_, _, max)| *max > 0))
 }
 
-fn class_level(share: f64, left: Option<f64>) -> Option<Level> {
+/// `left`: seconds at the rate of minutes; `soon`: at that of the last seconds, if it fills all the time.
+fn class_level(share: f64, left: Option<f64>, soon: Option<f64>) -> Option<Level> {
     let within = |seconds: f64| left.is_some_and(|left| left < seconds);
+    let at_once = soon.is_some_and(|left| left < AT_ONCE_S);
     Some(match share {
         _ if share >= OVER && within(NOW_S) || share >= 0.99 => Level::Critical,
-        _ if share >= ALMOST || share >= FULL && within(SOON_S) => Level::Warn,
-        _ if share >= FULL || share >= 0.7 && within(NOW_S) => Level::Watch,
+        _ if share >= ALMOST || share >= FULL && within(SOON_S) || share >= FILLS && at_once => {
+            Level::Warn
+        }
+        _ if share >= FULL || share >= FILLS && within(NOW_S) => Level::Watch,
         _ => return None,
     })
 }
@@ -163,13 +176,18 @@ impl Machines {
         machine.add(jvm, seen.snapshot.limit.read_unix_ns);
         let own = party::process(seen.snapshot, pid, name, 1.0);
         let bounds = bounds(jvm, machine.metaspace_bytes);
-        for (bound, trend) in bounds.into_iter().zip(machine.classes) {
+        let trends = machine.classes.into_iter().zip(machine.of_late);
+        for (bound, (trend, of_late)) in bounds.into_iter().zip(trends) {
             let Some((what, used, max)) = bound else { continue };
             let is_counted = [jvm.metaspace_used_bytes, jvm.class_space_used_bytes].contains(&used);
             let quality = if is_counted { Quality::Exact } else { Quality::Estimated };
             let share = used as f64 / max as f64;
-            let left = trend.seconds_left(max.saturating_sub(used) as f64);
-            let Some(level) = class_level(share, left) else { continue };
+            let room = max.saturating_sub(used) as f64;
+            let left = trend.seconds_left(room);
+            let soon = of_late.seconds_left(room).filter(|_| of_late.rises());
+            let Some(level) = class_level(share, left, soon) else { continue };
+            let (trend, left) =
+                if soon < left && soon.is_some() { (of_late, soon) } else { (trend, left) };
             let grows = left.map_or_else(String::new, |left| {
                 format!(", grows by {}/s and is full in {}", size(trend.rate()), duration(left))
             });

@@ -107,7 +107,8 @@ impl Near {
         *round = self.round;
         trend.add(read_ns, row.used as f64, CONSTANT);
         let room = limit.saturating_sub(row.used) as f64;
-        let left = trend.seconds_left(room).filter(|_| trend.observed() >= FILLED_FOR);
+        let left =
+            trend.seconds_left(room).filter(|_| trend.observed() >= FILLED_FOR || trend.rises());
         let level = level(share, left, row.upper_estimate)?;
         Some(Found { row, limit, share, level, rate: trend.rate(), left })
     }
