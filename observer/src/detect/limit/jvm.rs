@@ -18,7 +18,8 @@ pub static KIND: Kind = Kind {
     help: "a Java virtual machine's class space or heap is as good as full",
     reason: "A heap is full before each collection, so only what a full collection leaves counts: nine tenths with a fifth of \
              the time spent collecting is where a JVM does no other work and soon dies (its own limit is 98 % of the time). \
-             Class space does not shrink by itself, so nine tenths of it that still grow are WARN. A JVM counts its bytes \
+             Class space does not shrink by itself, so nine tenths of it that still grow are WARN, and seven that rise at \
+             three readings in a row and will be full within a minute: a leak of loaders may take no longer. A JVM counts its bytes \
              at collections only, which may be the last before its end; classes are counted at once, so in between it is \
              estimated from them.",
     raise: Duration::ZERO,

@@ -73,6 +73,34 @@ fn what_runs_out_is_told_by_how_full_it_is_and_how_fast_it_fills() {
     check(|_| 980, true, "1:WATCH");
 }
 
+/// What is read every two seconds, as the agent does while something fills.
+fn hurried(second: u64, rows: Vec<Bound>, facts: Option<Facts>) -> Snapshot {
+    let mut snapshot = read(second, rows, facts);
+    snapshot.limit.read_unix_ns = (second / 2 * 2 + 1) * SECOND;
+    snapshot
+}
+
+#[test]
+fn what_rises_at_each_reading_is_told_at_once_and_a_step_is_not() {
+    #[track_caller]
+    fn check(seconds: u64, used: impl Fn(u64) -> u64, files: &str, metaspace: &str) {
+        let used = |second: u64| used(second / 2 * 2);
+        let file_rows = |second| vec![bound("files", 7, "process", used(second), 100)];
+        let snapshots = (0..seconds).map(|second| hurried(second, file_rows(second), None));
+        assert_eq!(told(&near::KIND, SECOND, snapshots), files);
+        let jvm = |second| Jvm {
+            metaspace_used_bytes: used(second) * MIB,
+            metaspace_max_bytes: Some(100 * MIB),
+            ..Jvm::default()
+        };
+        let snapshots =
+            (0..seconds).map(|second| hurried(second, Vec::new(), Some(Facts::Jvm(jvm(second)))));
+        assert_eq!(told(&jvm::KIND, SECOND, snapshots), metaspace);
+    }
+    check(14, |second| 40 + second * 4, "9:WARN 11:CRITICAL", "9:WARN");
+    check(14, |second| if second < 8 { 40 } else { 75 }, "", "9:WATCH");
+}
+
 #[test]
 fn who_uses_up_a_shared_bound_is_named() {
     let child =
