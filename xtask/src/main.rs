@@ -16,6 +16,7 @@ mod test;
 #[cfg(test)]
 mod tidy;
 mod vm;
+mod watch;
 
 use std::process::ExitCode;
 

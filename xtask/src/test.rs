@@ -2,9 +2,9 @@
 
 use std::{
     env, fs,
-    io::{BufRead as _, BufReader, Write as _},
+    io::Write as _,
     path::Path,
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -12,12 +12,13 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     bench,
-    command::{command, find, is_root, line, output, run, succeeds},
+    command::{command, find, is_root, output, run, succeeds},
     lab,
     run::BINARY,
     setup::{self, Purpose, Tools},
-    skips::{Lack, Skip, parse, unexpected},
+    skips::{Lack, Skip, unexpected},
     vm,
+    watch::{Seen, watch, watch_timed},
 };
 
 /// Skips that are in order, by what a machine lacks.
@@ -48,13 +49,13 @@ fn stages(report: &mut Report) -> Result<()> {
     report.stage("product", |_| {
         run(&mut tools.cargo(&["build", "--release", "--package", "observer"]))
     })?;
-    report.stage("unit and tidy", |skips| {
+    report.stage("unit and tidy", |seen| {
         let args = ["test", "--workspace", "--exclude", "observer-tests"];
         let mut unit = tools.cargo(&args);
         name_receiver(&mut unit, &tools)?;
-        watch(unit.args(["--", "--show-output"]), skips, print_line)
+        watch(unit.args(["--", "--show-output"]), seen, print_line)
     })?;
-    report.stage("agent", |skips| {
+    report.stage("agent", |seen| {
         let args = [
             "test",
             "--package",
@@ -67,25 +68,25 @@ fn stages(report: &mut Report) -> Result<()> {
             "--",
             "--nocapture",
         ];
-        watch(&mut product_test(&tools, &args)?, skips, print_line)
+        watch(&mut product_test(&tools, &args)?, seen, print_line)
     })?;
-    report.stage("kernel", |skips| {
+    report.stage("kernel", |seen| {
         let args = ["test", "--package", "observer-tests", "--test", "kernel"];
         let mut kernel = product_test(&tools, &args)?;
         if sudo_is_silent() {
             kernel.arg("--config").arg(runner_with_sudo());
         }
-        watch(kernel.args(["--", "--nocapture", "--test-threads=1"]), skips, print_line)
+        watch_timed(kernel.args(["--", "--nocapture", "--test-threads=1"]), seen, print_line)
     })?;
     for (name, body) in IN_GUESTS {
-        report.stage(name, |skips| {
+        report.stage(name, |seen| {
             let skipped = body()?;
             skipped.iter().for_each(|skip| println!("SKIPPED {skip}"));
-            skips.extend(skipped);
+            seen.skips.extend(skipped);
             Ok(())
         })?;
     }
-    judge(&report.skips)
+    judge(&report.seen.skips)
 }
 
 fn lints(tools: &Tools) -> Command {
@@ -128,28 +129,6 @@ fn runner_with_sudo() -> String {
     format!(r#"target."cfg(unix)".runner = ["sudo", "-n", "{kept}"]"#)
 }
 
-/// Runs tests, hands their output to `say`, and collects the skips in it.
-fn watch(tests: &mut Command, skips: &mut Vec<Skip>, say: fn(&str)) -> Result<()> {
-    say(&format!("$ {}", line(tests)));
-    // One pipe for both outputs keeps their order.
-    let mut child = Command::new("sh");
-    child.args(["-c", r#"exec "$@" 2>&1"#, "sh"]).arg(tests.get_program()).args(tests.get_args());
-    child.envs(tests.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let mut child = child.stdout(Stdio::piped()).spawn().context("cannot start sh")?;
-    let pipe = child.stdout.take().context("no pipe")?;
-    for line in BufReader::new(pipe).split(b'\n') {
-        let line = line?;
-        let line = String::from_utf8_lossy(&line);
-        say(&line);
-        skips.extend(parse(&line));
-    }
-    let status = child.wait()?;
-    if !status.success() {
-        bail!("`{}` failed: {status}", line(tests));
-    }
-    Ok(())
-}
-
 /// Fails on a skip that this machine does not explain.
 fn judge(skips: &[Skip]) -> Result<()> {
     let list = fs::read_to_string(EXPECTED_SKIPS)
@@ -188,22 +167,22 @@ fn capabilities(status: &str) -> u64 {
     line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
 }
 
-/// What each stage took, and what was skipped.
+/// What each stage took, and what is known of its tests.
 #[derive(Default)]
 struct Report {
     stages: Vec<(&'static str, Duration, bool)>,
-    skips: Vec<Skip>,
+    seen: Seen,
 }
 
 impl Report {
     fn stage<T>(
         &mut self,
         name: &'static str,
-        body: impl FnOnce(&mut Vec<Skip>) -> Result<T>,
+        body: impl FnOnce(&mut Seen) -> Result<T>,
     ) -> Result<T> {
         println!("\n== {name}");
         let start = Instant::now();
-        let result = body(&mut self.skips);
+        let result = body(&mut self.seen);
         self.stages.push((name, start.elapsed(), result.is_ok()));
         result.with_context(|| format!("stage `{name}` failed"))
     }
@@ -216,8 +195,11 @@ impl Report {
         }
         let total: Duration = self.stages.iter().map(|(_, took, _)| *took).sum();
         println!("{:<14}        {:>7.1} s", "total", total.as_secs_f64());
-        for skip in &self.skips {
+        for skip in &self.seen.skips {
             println!("skipped {skip}");
+        }
+        for test in &self.seen.second_tries {
+            println!("passed at the second try only: {test}");
         }
         // Whoever waits for the summary reads a pipe.
         if let Err(error) = std::io::stdout().flush() {
@@ -231,16 +213,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn skips_are_collected_from_both_outputs() {
-        let script =
-            "echo 'SKIPPED a::b: no root'; echo 'test c ... SKIPPED c: no BTF' >&2; echo ok";
-        let mut skips = Vec::new();
-        watch(&mut command(&["sh", "-c", script]), &mut skips, |_| {}).expect("succeeds");
-        let shown: Vec<_> = skips.iter().map(ToString::to_string).collect();
-        assert_eq!(shown, ["a::b: no root", "c: no BTF"]);
-    }
-
-    #[test]
     fn capabilities_are_read() {
         assert_eq!(capabilities("CapPrm:\t0\nCapEff:\t000001ffffffffff\n"), (1 << 41) - 1);
         assert_eq!(capabilities("nonsense"), 0);
@@ -250,7 +222,7 @@ mod tests {
     fn a_failing_stage_is_named() {
         let mut report = Report::default();
         let error = report
-            .stage("kernel", |skips| watch(&mut command(&["sh", "-c", "exit 3"]), skips, |_| {}))
+            .stage("kernel", |seen| watch(&mut command(&["sh", "-c", "exit 3"]), seen, |_| {}))
             .expect_err("fails");
         let shown = format!("{error:#}");
         assert!(
