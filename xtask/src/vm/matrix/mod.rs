@@ -52,8 +52,8 @@ const SLACK: u32 = 2;
 /// The host's time for one guest. With all tests it takes some ten minutes on a busy host.
 const TIME_LIMIT: Duration = Duration::from_secs(2400);
 
-/// Kernels on which tests run in the short form: the one that lacks most.
-const SHORT_KERNELS: &[&str] = &["5.10"];
+/// Kernels on which tests run in the short form: the one that lacks most, and the one that changed last.
+const SHORT_KERNELS: &[&str] = &["5.10", "newest"];
 
 /// The tests of the short form: each rung of the ladder, the ledger, event loops, the OOM kill.
 const SHORT_TESTS: &[&str] = &[
@@ -74,7 +74,7 @@ pub(crate) struct Matrix {
     /// Tests whose names start so; none runs for `-`, all if left out.
     #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
     only: Vec<String>,
-    /// The short form that `cargo xtask test` runs: on the oldest kernel the tests that tell most.
+    /// The short form that `cargo xtask test` runs: on the oldest and the newest kernel the tests that tell most.
     #[arg(long, conflicts_with = "only")]
     short: bool,
     /// Write down what is seen, instead of comparing with it. A test that fails is never written down; what is known of those
