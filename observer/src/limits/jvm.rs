@@ -43,16 +43,16 @@ fn own_pid(status: &[u8]) -> Option<u32> {
     str::from_utf8(line).ok()?.split_ascii_whitespace().next_back()?.parse().ok()
 }
 
-/// Names as HotSpot has them since Java 6 (src/hotspot/share/gc and services).
+/// Names as HotSpot has them since Java 6 (src/hotspot/share/gc and services; hotspot/src/share/vm before Java 10).
 pub(super) fn facts(bytes: &[u8]) -> Option<Jvm> {
     let all = All(counters(bytes)?.collect());
     let options = [all.text("java.rt.vmArgs"), all.text("java.rt.vmFlags")].join(" ");
     let name = |number| all.text(&format!("sun.gc.collector.{number}.name"));
-    let has_metaspace = all.0.contains_key("sun.gc.metaspace.used");
-    let metaspace = if has_metaspace { "sun.gc.metaspace" } else { "sun.gc.generation.2.space.0" };
-    // Shenandoah counts the pauses of a concurrent collection under the number that others have for full ones.
-    let (full, concurrent) =
-        if name(1).starts_with("Shenandoah") { (None, 1) } else { (Some(1), 2) };
+    let permgen = all.0.contains_key("sun.gc.generation.2.maxCapacity");
+    let metaspace = if permgen { "sun.gc.generation.2.space.0" } else { "sun.gc.metaspace" };
+    // These count the pauses of a concurrent collection under the number that others have for full ones.
+    let is_concurrent = ["CMS", "Shenandoah"].iter().any(|start| name(1).starts_with(start));
+    let (full, concurrent) = if is_concurrent { (None, 1) } else { (Some(1), 2) };
     let count = |of: Option<usize>| {
         of.map_or(0, |of| all.count(&format!("sun.gc.collector.{of}.invocations")))
     };
@@ -66,19 +66,18 @@ pub(super) fn facts(bytes: &[u8]) -> Option<Jvm> {
     let by_generations =
         if shares { largest(0).max(largest(1)) } else { largest(0).saturating_add(largest(1)) };
     let heap_max_bytes = option(&options, &["-Xmx", "-XX:MaxHeapSize="]).unwrap_or(by_generations);
-    let of_permgen = (!has_metaspace).then(|| all.count("sun.gc.generation.2.maxCapacity"));
-    let in_full = full.is_some_and(|of| {
-        let at = |end: &str| all.count(&format!("sun.gc.collector.{of}.last{end}Time"));
-        at("Entry") > at("Exit")
-    });
+    let of_permgen = permgen.then(|| all.count("sun.gc.generation.2.maxCapacity"));
+    let open_ns = full.and_then(|of| all.open_ns(of));
+    // ZGC has none of the number 1.
+    let collector = if name(1).is_empty() { name(2) } else { name(1) };
     Some(Jvm {
         version: all.text("java.property.java.version").to_owned(),
-        collector: name(1).to_owned(),
+        collector: collector.to_owned(),
         young_collections: count(Some(0)),
         young_collection_ns: time(Some(0)),
         full_collections: count(full),
-        full_collection_ns: time(full),
-        in_full_collection: in_full,
+        full_collection_ns: time(full).saturating_add(open_ns.unwrap_or(0)),
+        in_full_collection: open_ns.is_some(),
         concurrent_pauses: count(Some(concurrent)),
         concurrent_pause_ns: time(Some(concurrent)),
         heap_used_bytes: all.used(0).saturating_add(all.used(1)),
@@ -95,8 +94,15 @@ pub(super) fn facts(bytes: &[u8]) -> Option<Jvm> {
             .saturating_sub(all.count("java.cls.unloadedClasses")),
         class_space_used_bytes: all.count("sun.gc.compressedclassspace.used"),
         class_space_max_bytes: all.count("sun.gc.compressedclassspace.maxCapacity"),
-        permgen: !has_metaspace,
+        permgen,
     })
+}
+
+/// Whether what it calls the old generation is emptied by full collections only: concurrent collectors without generations
+/// count their whole heap there.
+pub(super) fn has_old_generation(jvm: &Jvm) -> bool {
+    let without = ["Shenandoah", "Z ", "stop-the-world"];
+    !without.iter().any(|start| jvm.collector.starts_with(start))
 }
 
 /// All counters of a file. One that is missing is zero, or empty.
@@ -119,9 +125,21 @@ impl All<'_> {
 
     /// A time that is counted in ticks of the JVM's clock.
     fn time_ns(&self, name: &str) -> u64 {
+        self.ticks_ns(self.count(name))
+    }
+
+    fn ticks_ns(&self, ticks: u64) -> u64 {
         let hz = self.count("sun.os.hrt.frequency").max(1);
-        let ns = u128::from(self.count(name)) * 1_000_000_000 / u128::from(hz);
-        u64::try_from(ns).unwrap_or(u64::MAX)
+        u64::try_from(u128::from(ticks) * 1_000_000_000 / u128::from(hz)).unwrap_or(u64::MAX)
+    }
+
+    /// How long the collection goes on that has no end yet; a JVM adds it to its time at its end only. The JVM's clock is
+    /// copied each 50 ms by a thread that collections do not stop (-XX:PerfDataSamplingInterval).
+    fn open_ns(&self, collector: usize) -> Option<u64> {
+        let at = |end: &str| self.count(&format!("sun.gc.collector.{collector}.last{end}Time"));
+        let begun = at("Entry");
+        let now = self.count("sun.os.hrt.ticks");
+        (begun > at("Exit")).then(|| self.ticks_ns(now.saturating_sub(begun)))
     }
 
     /// Bytes in use in all spaces of a generation.
@@ -227,13 +245,104 @@ mod tests {
         check("PSScavenge", "-XX:MaxHeapSize=4096", 4096);
     }
 
+    /// The names of each release's collectors, by number; of each 10, 20, 30 collections, that took 1, 2, 3 s.
     #[test]
-    fn shenandoah_has_no_full_collections() {
-        let found = jvm(&[
-            ("sun.gc.collector.1.name", Value::Text("Shenandoah full")),
-            ("sun.gc.collector.1.invocations", Value::Long(76)),
-        ]);
-        assert_eq!((found.full_collections, found.concurrent_pauses), (0, 76));
+    fn collectors_by_release() {
+        const YOUNG_100: &[(usize, i64)] = &[(0, 100), (1, 120)];
+        const HEAP_120: &[(usize, i64)] = &[(1, 120)];
+        #[track_caller]
+        fn check(
+            names: [&str; 3],
+            generations: &[(usize, i64)],
+            collections: [u64; 3],
+            heap_max: u64,
+            collector: &str,
+        ) {
+            let mut written = vec![("sun.os.hrt.frequency".to_owned(), Value::Long(1_000_000_000))];
+            for (at, name) in (0..).zip(names).filter(|(_, name)| !name.is_empty()) {
+                let of = |field: &str| format!("sun.gc.collector.{at}.{field}");
+                written.push((of("name"), Value::Text(name)));
+                written.push((of("invocations"), Value::Long(10 * (at + 1))));
+                written.push((of("time"), Value::Long(1_000_000_000 * (at + 1))));
+            }
+            for (at, largest) in generations {
+                let of = |field: &str| format!("sun.gc.generation.{at}.{field}");
+                written.push((of("maxCapacity"), Value::Long(*largest)));
+                written.push((of("space.0.used"), Value::Long(40)));
+            }
+            let written: Vec<_> = written.iter().map(|(name, value)| (&**name, *value)).collect();
+            let found = jvm(&written);
+            let counted =
+                [found.young_collections, found.full_collections, found.concurrent_pauses];
+            assert_eq!(counted, collections, "{names:?}");
+            let times =
+                [found.young_collection_ns, found.full_collection_ns, found.concurrent_pause_ns];
+            assert_eq!(times, collections.map(|count| count * 100_000_000), "{names:?}");
+            assert_eq!((found.heap_max_bytes, found.old_max_bytes), (heap_max, 120), "{names:?}");
+            assert_eq!((found.collector.as_str(), found.permgen), (collector, false));
+            assert_eq!(found.old_used_bytes, 40, "{names:?}");
+        }
+        let of_pauses = |young: u64| [young, 0, 20];
+        // Java 8 and 11.
+        check(["Copy", "MSC", ""], YOUNG_100, [10, 20, 0], 220, "MSC");
+        check(["PSScavenge", "PSMarkSweep", ""], YOUNG_100, [10, 20, 0], 220, "PSMarkSweep");
+        check(
+            ["PSScavenge", "PSParallelCompact", ""],
+            YOUNG_100,
+            [10, 20, 0],
+            220,
+            "PSParallelCompact",
+        );
+        check(["PCopy", "CMS", ""], YOUNG_100, of_pauses(10), 220, "CMS");
+        let full = "G1 stop-the-world full collections";
+        check(["G1 incremental collections", full, ""], YOUNG_100, [10, 20, 0], 120, full);
+        let phases = "G1 stop-the-world phases";
+        check(["G1 incremental collections", full, phases], YOUNG_100, [10, 20, 30], 120, full);
+        check(["", "", "stop-the-world"], HEAP_120, [0, 0, 30], 120, "stop-the-world");
+        // Java 17 and 21.
+        let full = "Serial full collection pauses";
+        check(["Serial young collection pauses", full, ""], YOUNG_100, [10, 20, 0], 220, full);
+        let full = "Parallel full collection pauses";
+        check(["Parallel young collection pauses", full, ""], YOUNG_100, [10, 20, 0], 220, full);
+        let (full, pauses) = ("G1 full collection pauses", "G1 concurrent cycle pauses");
+        check(["G1 young collection pauses", full, pauses], YOUNG_100, [10, 20, 30], 120, full);
+        check(
+            ["Shenandoah partial", "Shenandoah full", ""],
+            HEAP_120,
+            of_pauses(10),
+            120,
+            "Shenandoah full",
+        );
+        check(
+            ["", "", "Z concurrent cycle pauses"],
+            HEAP_120,
+            [0, 0, 30],
+            120,
+            "Z concurrent cycle pauses",
+        );
+        let major = "ZGC major collection pauses";
+        check(["ZGC minor collection pauses", "", major], YOUNG_100, [10, 0, 30], 120, major);
+    }
+
+    #[test]
+    fn a_collection_that_goes_on_counts() {
+        #[track_caller]
+        fn check(entry: i64, exit: i64, ticks: i64, expected: (bool, u64)) {
+            let found = jvm(&[
+                ("sun.os.hrt.frequency", Value::Long(1000)),
+                ("sun.os.hrt.ticks", Value::Long(ticks)),
+                ("sun.gc.collector.1.time", Value::Long(500)),
+                ("sun.gc.collector.1.lastEntryTime", Value::Long(entry)),
+                ("sun.gc.collector.1.lastExitTime", Value::Long(exit)),
+            ]);
+            assert_eq!((found.in_full_collection, found.full_collection_ns / 1_000_000), expected);
+        }
+        check(0, 0, 9000, (false, 500));
+        check(7000, 7500, 9000, (false, 500));
+        check(8000, 7500, 9000, (true, 1500));
+        // Not copied yet, or not at all (-XX:-UsePerfData's sampling is off).
+        check(8000, 7500, 7990, (true, 500));
+        check(8000, 7500, 0, (true, 500));
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::{
     identity::Process,
     signal::{
         Now,
-        limit::{Bound, Host, Runtime},
+        limit::{Bound, Facts, Host, Jvm, Runtime},
     },
     snapshot::{Program, Verdict},
 };
@@ -57,17 +57,22 @@ const SOON_S: f64 = 60.0;
 /// It goes on for so long after the last sign: class space is counted now and then only.
 const HURRY_FOR_NS: u64 = 30_000_000_000;
 
-/// What does not come back by itself. Heaps fill and are emptied all the time.
+/// What does not come back by itself. Heaps fill and are emptied all the time; the old generation of a JVM only by a full
+/// collection, and what that leaves has to be read before the next one.
 const FILLS: &[&str] = &[
     "files",
     "host_files",
     "processes",
     "ports",
     "conntrack",
+    "jvm_old",
     "jvm_metaspace",
     "jvm_permgen",
     "jvm_class_space",
 ];
+
+/// Share of the time since the last reading in which a JVM stood still to clean its old generation: it is watched closely.
+const STANDS: f64 = 0.05;
 
 /// A round that is not back after this time waits for something: its row in the health table says so.
 const LATE_NS: u64 = 60_000_000_000;
@@ -181,7 +186,7 @@ impl Limits {
                 self.late = false;
                 self.cost_ns = reading.cpu_ns;
                 self.unreadable = reading.unreadable;
-                let hurries = self.pace.hurries(&reading.rows, since);
+                let hurries = self.pace.hurries(&reading, since);
                 let interval_ns = self.interval_ns.min(if hurries { HURRY_NS } else { u64::MAX });
                 let pause = pause_ns(interval_ns, reading.cpu_ns);
                 self.next_ns = since.saturating_add(pause);
@@ -229,19 +234,27 @@ impl Limits {
     }
 }
 
-/// What was in use at the last reading, by resource, process and scope.
+/// What was in use at the last reading, by resource, process and scope, and how long JVMs had stood still, by pid.
 #[derive(Debug, Default)]
 struct Pace {
     at_ns: u64,
     until_ns: u64,
     used: HashMap<(String, u32, String), u64>,
+    stood_ns: HashMap<u32, u64>,
 }
 
 impl Pace {
-    /// Whether something fills, or has filled lately, so fast that it will be full soon.
-    fn hurries(&mut self, rows: &[Bound], at_ns: u64) -> bool {
-        let elapsed_s = at_ns.saturating_sub(self.at_ns) as f64 / 1e9;
-        let rows = || rows.iter().filter(|row| FILLS.contains(&row.resource.as_str()));
+    /// Whether something fills, or has filled lately, so fast that it will be full soon, or a JVM does little else than to
+    /// collect garbage.
+    fn hurries(&mut self, reading: &Reading, at_ns: u64) -> bool {
+        let elapsed_ns = at_ns.saturating_sub(self.at_ns) as f64;
+        let elapsed_s = elapsed_ns / 1e9;
+        let jvms = || reading.runtimes.iter().filter_map(|one| Some((one.pid, jvm(one)?)));
+        let has_no_old = |pid| jvms().any(|(of, jvm)| of == pid && !jvm::has_old_generation(jvm));
+        let rows = || {
+            let filling = reading.rows.iter().filter(|row| FILLS.contains(&row.resource.as_str()));
+            filling.filter(|row| row.resource != "jvm_old" || !has_no_old(row.pid))
+        };
         let key = |row: &Bound| (row.resource.clone(), row.pid, row.scope.clone());
         let soon = rows().any(|row| {
             let (Some(before), Some(limit)) = (self.used.get(&key(row)), row.limit) else {
@@ -250,12 +263,25 @@ impl Pace {
             let filled = row.used.saturating_sub(*before) as f64;
             filled > 0.0 && limit.saturating_sub(row.used) as f64 * elapsed_s <= filled * SOON_S
         });
+        let stands = jvms().any(|(pid, jvm)| {
+            let before = self.stood_ns.get(&pid);
+            let stood_ns = before.map_or(0, |before| jvm.stopped_ns().saturating_sub(*before));
+            jvm.in_full_collection || stood_ns as f64 >= STANDS * elapsed_ns && stood_ns > 0
+        });
         self.at_ns = at_ns;
         self.used = rows().map(|row| (key(row), row.used)).collect();
-        if soon {
+        self.stood_ns = jvms().map(|(pid, jvm)| (pid, jvm.stopped_ns())).collect();
+        if soon || stands {
             self.until_ns = at_ns.saturating_add(HURRY_FOR_NS);
         }
         at_ns < self.until_ns
+    }
+}
+
+fn jvm(runtime: &Runtime) -> Option<&Jvm> {
+    match &runtime.facts {
+        Facts::Jvm(jvm) => Some(jvm),
+        _ => None,
     }
 }
 
@@ -315,15 +341,18 @@ mod tests {
     fn what_will_be_full_soon_is_read_more_often() {
         #[track_caller]
         fn check(resource: &str, used: [u64; 2], expect: bool) {
-            let row = |used| Bound {
-                resource: resource.into(),
-                used,
-                limit: Some(128),
-                ..Bound::default()
+            let reading = |used| Reading {
+                rows: vec![Bound {
+                    resource: resource.into(),
+                    used,
+                    limit: Some(128),
+                    ..Bound::default()
+                }],
+                ..Reading::default()
             };
             let mut pace = Pace::default();
-            assert!(!pace.hurries(&[row(used[0])], 5 * SECOND), "nothing is known yet");
-            let mut at = |second| pace.hurries(&[row(used[1])], second * SECOND);
+            assert!(!pace.hurries(&reading(used[0]), 5 * SECOND), "nothing is known yet");
+            let mut at = |second| pace.hurries(&reading(used[1]), second * SECOND);
             assert_eq!((at(15), at(44), at(45)), (expect, expect, false), "{resource} {used:?}");
         }
         check("processes", [7, 52], true);
@@ -331,8 +360,46 @@ mod tests {
         check("processes", [52, 52], false);
         check("processes", [52, 20], false);
         check("processes", [127, 128], true);
+        check("jvm_old", [7, 52], true);
         // It fills and is emptied.
         check("jvm_heap", [7, 52], false);
+    }
+
+    #[test]
+    fn a_jvm_that_collects_all_the_time_is_read_more_often() {
+        /// Of two readings ten seconds apart, the collections between them, and how full the old generation was.
+        #[track_caller]
+        fn check(collector: &str, stopped_ns: u64, is_open: bool, old: [u64; 2], expect: bool) {
+            let reading = |stopped_ns, old| {
+                let facts = Jvm {
+                    collector: collector.into(),
+                    full_collection_ns: stopped_ns,
+                    in_full_collection: is_open && stopped_ns > 0,
+                    ..Jvm::default()
+                };
+                let row = Bound {
+                    resource: "jvm_old".into(),
+                    pid: 7,
+                    used: old,
+                    limit: Some(100),
+                    ..Bound::default()
+                };
+                let runtime = Runtime { pid: 7, name: "java".into(), facts: Facts::Jvm(facts) };
+                Reading { rows: vec![row], runtimes: vec![runtime], ..Reading::default() }
+            };
+            let mut pace = Pace::default();
+            assert!(!pace.hurries(&reading(0, old[0]), 5 * SECOND));
+            let told = pace.hurries(&reading(stopped_ns, old[1]), 15 * SECOND);
+            assert_eq!(told, expect, "{collector} {stopped_ns} {old:?}");
+        }
+        let full = "Serial full collection pauses";
+        check(full, 0, false, [40, 40], false);
+        check(full, SECOND / 10, false, [40, 40], false);
+        check(full, SECOND, false, [40, 40], true);
+        check(full, SECOND / 10, true, [40, 40], true);
+        check(full, 0, false, [40, 60], true);
+        // All of the heap, which fills between two cycles.
+        check("Z concurrent cycle pauses", 0, false, [40, 60], false);
     }
 
     #[test]

@@ -53,8 +53,7 @@ const AT_ONCE_S: f64 = 60.0;
 #[derive(Debug, Default)]
 struct Machine {
     read_unix_ns: u64,
-    full_collections: u64,
-    full_collection_ns: u64,
+    stopped_ns: u64,
     collecting: Mean,
     /// Of Metaspace, and of compressed class space.
     classes: [Trend; 2],
@@ -79,10 +78,10 @@ impl Machine {
         if self.read_unix_ns == read_unix_ns {
             return;
         }
-        if self.read_unix_ns != 0 && jvm.full_collection_ns >= self.full_collection_ns {
+        if self.read_unix_ns != 0 && jvm.stopped_ns() >= self.stopped_ns {
             let elapsed_ns = read_unix_ns.saturating_sub(self.read_unix_ns);
-            let spent_ns = jvm.full_collection_ns - self.full_collection_ns;
-            // A collection is added at its end, so one may fill several readings.
+            let spent_ns = jvm.stopped_ns() - self.stopped_ns;
+            // Where the clock of the JVM is not known, a collection is added at its end, and may fill several readings.
             let share = if jvm.in_full_collection && spent_ns == 0 {
                 1.0
             } else {
@@ -90,8 +89,7 @@ impl Machine {
             };
             self.collecting.add(share.min(1.0), elapsed_ns, COLLECTING);
         }
-        self.full_collections = jvm.full_collections;
-        self.full_collection_ns = jvm.full_collection_ns;
+        self.stopped_ns = jvm.stopped_ns();
         self.read_unix_ns = read_unix_ns;
         self.metaspace_bytes = estimate(&mut self.counted, &mut self.class_bytes, jvm);
         let used = [self.metaspace_bytes as f64, jvm.class_space_used_bytes as f64];
@@ -102,15 +100,16 @@ impl Machine {
         }
     }
 
-    /// Whether full collections leave the heap full, and take the time.
-    fn heap(&self, jvm: &Jvm) -> Option<(Level, f64)> {
-        let after = jvm.old_after_full_bytes.filter(|_| jvm.old_max_bytes > 0)?;
-        let share = after as f64 / jvm.old_max_bytes as f64;
+    /// Whether full collections leave the heap full, and take the time; and what they leave, as a share, where it is known.
+    fn heap(&self, jvm: &Jvm) -> Option<(Level, Option<f64>)> {
+        let after = jvm.old_after_full_bytes.filter(|_| jvm.old_max_bytes > 0);
+        let share = after.map(|after| after as f64 / jvm.old_max_bytes as f64);
+        let is_full = share.is_some_and(|share| share >= FULL);
         let collecting = self.collecting.value();
-        let level = match share {
-            _ if share >= FULL && collecting >= DIES => Level::Critical,
-            _ if share >= FULL && collecting >= COLLECTS || collecting >= 2.0 * DIES => Level::Warn,
-            _ if share >= FULL || collecting >= DIES => Level::Watch,
+        let level = match collecting {
+            _ if is_full && collecting >= DIES => Level::Critical,
+            _ if is_full && collecting >= COLLECTS || collecting >= 2.0 * DIES => Level::Warn,
+            _ if is_full || collecting >= DIES => Level::Watch,
             _ => return None,
         };
         Some((level, share))
@@ -134,11 +133,7 @@ fn estimate(counted: &mut Option<(u64, u64)>, class_bytes: &mut f64, jvm: &Jvm) 
 
 /// Class memory that has a bound: what it is called, in use, its bound.
 fn bounds(jvm: &Jvm, metaspace_bytes: u64) -> [Option<(&'static str, u64, u64)>; 2] {
-    let name = if jvm.version.starts_with("1.") && jvm.class_space_max_bytes == 0 {
-        "PermGen"
-    } else {
-        "Metaspace"
-    };
+    let name = if jvm.permgen { "PermGen" } else { "Metaspace" };
     [
         jvm.metaspace_max_bytes.map(|max| (name, metaspace_bytes.min(max), max)),
         Some(("compressed class space", jvm.class_space_used_bytes, jvm.class_space_max_bytes)),
@@ -216,19 +211,23 @@ impl Machines {
             });
         }
         let Some((level, share)) = machine.heap(jvm) else { return };
+        let collecting = machine.collecting.value();
+        let mut numbers = vec![evidence("time_in_full_collections", collecting, "1", "hsperfdata")];
+        let mut message = format!(
+            "{} stands still {:.0} % of its time to collect garbage",
+            own.title,
+            collecting * 100.0
+        );
+        if let Some(share) = share {
+            numbers.push(evidence("old_after_full_collection", share, "1", "hsperfdata"));
+            message +=
+                &format!(", and its old generation is {:.0} % full afterwards", share * 100.0);
+        }
         found.push(Judgement {
             subject: format!("heap of {name} {pid}"),
             state: State::Firing(level),
-            evidence: vec![
-                evidence("old_after_full_collection", share, "1", "hsperfdata"),
-                evidence("time_in_full_collections", machine.collecting.value(), "1", "hsperfdata"),
-            ],
-            message: format!(
-                "{} collects garbage {:.0} % of its time, and its old generation is {:.0} % full afterwards",
-                own.title,
-                machine.collecting.value() * 100.0,
-                share * 100.0
-            ),
+            evidence: numbers,
+            message,
             advice: "take a heap dump (jcmd PID GC.heap_dump) and restart it; raise -Xmx only if what it keeps is needed"
                 .to_owned(),
             culprit: Some(own),

@@ -208,6 +208,41 @@ fn a_heap_is_full_if_full_collections_leave_it_full() {
 }
 
 #[test]
+fn a_heap_that_fills_fast_is_told_at_the_first_collections_that_do_not_empty_it() {
+    /// A collection of 2.4 s each four seconds from the tenth on, read each two seconds; `after` is what is told of what
+    /// they leave.
+    #[track_caller]
+    fn check(collector: &str, after: Option<f64>, of_full: bool, expect: &str) {
+        let snapshot = |second: u64| {
+            let at_s = (second / 2 * 2) as f64;
+            let (rounds, within_s) = ((at_s - 10.0).max(0.0) / 4.0, (at_s - 10.0).max(0.0) % 4.0);
+            let stopped_ns = ((rounds.floor() * 2.4 + within_s.min(2.4)) * 1e9) as u64;
+            let facts = Jvm {
+                collector: collector.into(),
+                full_collection_ns: if of_full { stopped_ns } else { 0 },
+                concurrent_pause_ns: if of_full { 0 } else { stopped_ns },
+                in_full_collection: of_full && at_s > 10.0 && within_s < 2.4,
+                old_max_bytes: GIB,
+                old_after_full_bytes: after
+                    .filter(|_| at_s >= 14.0)
+                    .map(|share| (share * GIB as f64) as u64),
+                ..Jvm::default()
+            };
+            hurried(second, Vec::new(), Some(Facts::Jvm(facts)))
+        };
+        assert_eq!(
+            told(&jvm::KIND, SECOND, (0..60).map(snapshot)),
+            expect,
+            "{collector} {after:?}"
+        );
+    }
+    check("Serial full collection pauses", Some(0.95), true, "15:WARN 21:CRITICAL");
+    check("Serial full collection pauses", Some(0.5), true, "21:WATCH 33:WARN");
+    // It does not say what is left.
+    check("CMS", None, false, "21:WATCH 33:WARN");
+}
+
+#[test]
 fn heaps_and_caches_have_limits_of_their_own() {
     #[track_caller]
     fn check(kind: &'static Kind, facts: &Facts, row: Bound, per_s: u64, expect: &str) {

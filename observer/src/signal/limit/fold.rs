@@ -12,7 +12,7 @@ use crate::{
 /// Rows exported as metrics, the fullest first.
 const MAX_EXPORTED: usize = 64;
 
-/// Full collections of a JVM so far, and what its old generation held after the last of them.
+/// Full collections of a JVM that are over, and what its old generation held after the last of them.
 type Collected = (u64, Option<u64>);
 
 /// State of the signal.
@@ -51,16 +51,17 @@ impl Limit {
     }
 
     /// What the old generation held after the last full collection. What it holds now stands for that, if the collection
-    /// was since the last reading and is over.
+    /// was since the last reading and is over: it is counted at its beginning, and what it leaves at its end.
     fn after_full(&mut self, pid: u32, jvm: &Jvm) -> Option<u64> {
-        let (count, after) = self.collected.entry(pid).or_insert((jvm.full_collections, None));
-        if jvm.full_collections < *count {
+        let over = jvm.full_collections.saturating_sub(u64::from(jvm.in_full_collection));
+        let (count, after) = self.collected.entry(pid).or_insert((over, None));
+        if over < *count {
             // Another JVM that has the pid.
             *after = None;
-        } else if jvm.full_collections > *count {
+        } else if over > *count {
             *after = Some(jvm.old_used_bytes);
         }
-        *count = jvm.full_collections;
+        *count = over;
         *after
     }
 

@@ -48,19 +48,27 @@ fn the_fullest_comes_first_and_stays_until_the_next_reading() {
 #[test]
 fn the_floor_of_a_heap_is_what_a_full_collection_leaves() {
     let mut limit = Limit::default();
-    let mut check = |full, old, expected: Option<u64>| {
-        let reading = Reading { runtimes: vec![jvm(7, full, old)], ..Reading::default() };
+    let mut check = |full, is_open, old, expected: Option<u64>| {
+        let mut runtime = jvm(7, full, old);
+        if let Facts::Jvm(jvm) = &mut runtime.facts {
+            jvm.in_full_collection = is_open;
+        }
+        let reading = Reading { runtimes: vec![runtime], ..Reading::default() };
         let view = tick(&mut limit, 1, Some(&reading));
         let [Runtime { facts: Facts::Jvm(jvm), .. }] = view.runtimes.as_slice() else { panic!() };
         assert_eq!(jvm.old_after_full_bytes, expected, "after {full} collections");
     };
-    check(3, 50, None);
-    check(3, 70, None);
-    check(4, 30, Some(30));
-    check(4, 60, Some(30));
-    check(6, 40, Some(40));
-    check(0, 5, None);
-    check(1, 4, Some(4));
+    check(3, false, 50, None);
+    check(3, false, 70, None);
+    // It has begun: what is there is from before.
+    check(4, true, 70, None);
+    check(4, false, 30, Some(30));
+    check(4, false, 60, Some(30));
+    check(6, true, 40, Some(40));
+    check(6, true, 45, Some(40));
+    check(6, false, 35, Some(35));
+    check(0, false, 5, None);
+    check(1, false, 4, Some(4));
 }
 
 #[test]

@@ -97,7 +97,7 @@ pub struct Jvm {
     pub young_collection_ns: u64,
     /// Full collections, which stop it, since it started.
     pub full_collections: u64,
-    /// Time in them.
+    /// Time in them, that of the one that goes on included.
     pub full_collection_ns: u64,
     /// Whether it is in a full collection now.
     pub in_full_collection: bool,
@@ -129,6 +129,13 @@ pub struct Jvm {
     pub class_space_used_bytes: u64,
     /// That bound; 0 if it has none.
     pub class_space_max_bytes: u64,
+}
+
+impl Jvm {
+    /// How long it stood still since it started to clean more than what is young, in nanoseconds.
+    pub fn stopped_ns(&self) -> u64 {
+        self.full_collection_ns.saturating_add(self.concurrent_pause_ns)
+    }
 }
 
 /// Limits of a Node.js process.
