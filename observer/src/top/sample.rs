@@ -318,6 +318,7 @@ fn limit() -> limit::View {
     let pm2 = Pm2Daemon { home: "/root/.pm2".into(), workers: 4, ..Pm2Daemon::default() };
     limit::View {
         read_unix_ns: 1_795_221_190 * SECOND,
+        more_rows: 3,
         rows: vec![
             Bound {
                 resource: "jvm_metaspace".into(),

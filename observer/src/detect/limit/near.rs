@@ -55,6 +55,8 @@ const FILLED_FOR: Duration = Duration::from_secs(15);
 struct Near {
     /// By what and whose, with the round in which each was last seen.
     trends: ByKey<u64, (Trend, u64)>,
+    /// Bounds of this tick for whose trend there was no room.
+    unfollowed: u64,
     round: u64,
 }
 
@@ -98,14 +100,18 @@ impl Near {
             0 => key((&row.resource, &row.scope)),
             pid => key((&row.resource, &row.name, pid)),
         };
-        if self.trends.len() >= MAX_BOUNDS && !self.trends.contains_key(&id) {
-            return None;
-        }
-        // Rows are of the last reading, which may be the same as at the tick before.
-        let read_ns = seen.snapshot.limit.read_unix_ns;
-        let (trend, round) = self.trends.entry(id).or_default();
-        *round = self.round;
-        trend.add(read_ns, row.used as f64, CONSTANT);
+        let is_followed = self.trends.len() < MAX_BOUNDS || self.trends.contains_key(&id);
+        let trend = if is_followed {
+            // Rows are of the last reading, which may be the same as at the tick before.
+            let read_ns = seen.snapshot.limit.read_unix_ns;
+            let (trend, round) = self.trends.entry(id).or_default();
+            *round = self.round;
+            trend.add(read_ns, row.used as f64, CONSTANT);
+            *trend
+        } else {
+            self.unfollowed += 1;
+            Trend::default()
+        };
         let room = limit.saturating_sub(row.used) as f64;
         let left =
             trend.seconds_left(room).filter(|_| trend.observed() >= FILLED_FOR || trend.rises());
@@ -223,12 +229,25 @@ fn is_in(process: &Process, path: &str) -> bool {
 impl Detector for Near {
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
         self.round += 1;
+        self.unfollowed = 0;
         let rows = seen.snapshot.limit.rows.iter();
         let judged = rows.filter(|row| RESOURCES.contains(&row.resource.as_str()));
         let near = judged.filter_map(|row| self.find(row, seen)).collect();
         let rank = |one: &Found<'_>| (one.level, (one.share * 1000.0) as u64);
         let near = worst(near, rank, found);
         found.extend(near.iter().map(|one| judge(one, seen)));
+        if self.unfollowed > 0 {
+            found.push(Judgement {
+                subject: format!("rates of {} bounds", self.unfollowed),
+                state: State::Undecided(
+                    format!(
+                        "{MAX_BOUNDS} are followed at once; these are judged by how full they are"
+                    )
+                    .into(),
+                ),
+                ..Judgement::default()
+            });
+        }
         let round = self.round;
         // What is emptier for a moment keeps its trend while there is room.
         if self.trends.len() > MAX_BOUNDS / 2 {

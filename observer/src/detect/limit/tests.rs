@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::{hazard, jvm, near, runtime};
 use crate::{
     detect::{
-        Kind, Seen,
+        Judgement, Kind, Level, Seen, State,
         testing::{SECOND, findings, process, told, with},
     },
     identity::{Pm2, Process},
@@ -40,7 +40,7 @@ fn read(second: u64, rows: Vec<Bound>, facts: Option<Facts>) -> Snapshot {
         read_unix_ns: (second / 10 * 10 + 1) * SECOND,
         rows,
         runtimes: runtimes.into_iter().collect(),
-        host: Host::default(),
+        ..limit::View::default()
     };
     with(Snapshot { limit, ..Snapshot::default() }, [process(7, "x")])
 }
@@ -99,6 +99,42 @@ fn what_rises_at_each_reading_is_told_at_once_and_a_step_is_not() {
     }
     check(14, |second| 40 + second * 4, "9:WARN 11:CRITICAL", "9:WARN");
     check(14, |second| if second < 8 { 40 } else { 75 }, "", "9:WATCH");
+}
+
+#[test]
+fn of_thousands_of_control_groups_the_fullest_are_told_and_the_rest_is_counted() {
+    let group = |number: u64, used| {
+        let row = bound("processes", 0, "", used, 1000);
+        Bound { scope: format!("/kubepods/pod{number}"), ..row }
+    };
+    let mut detector = (near::KIND.detector)(&crate::config::Config::default_for_tests(
+        &crate::config::all_settings(),
+    ));
+    let mut look = |second: u64, rows: Vec<Bound>| {
+        let snapshot = read(second, rows, None);
+        let mut found = Vec::new();
+        let seen = Seen { snapshot: &snapshot, now_ns: second * SECOND, elapsed_ns: SECOND };
+        detector.look(&seen, &mut found);
+        found
+    };
+    // 4,000 that are half full: nothing to tell, but that their rates are not all followed.
+    let half = || (0..4000).map(|number| group(number, 500));
+    let told: Vec<_> = look(10, half().collect()).into_iter().map(|one| one.subject).collect();
+    assert_eq!(told, ["rates of 2976 bounds"]);
+    // Of 50 full ones that come when there is no room, all count.
+    let full = (9000..9050).map(|number| group(number, 980 + number % 10));
+    let found = look(20, full.chain(half()).collect());
+    let is_firing = |one: &&Judgement| matches!(one.state, State::Firing(Level::Critical));
+    let firing: Vec<_> = found.iter().filter(is_firing).map(|one| one.subject.as_str()).collect();
+    assert_eq!(firing.len(), 32, "{firing:?}");
+    assert!(firing.iter().all(|subject| subject.starts_with("processes /kubepods/pod90")));
+    let counted: Vec<_> =
+        found.iter().filter(|one| !is_firing(one)).map(|one| one.subject.as_str()).collect();
+    assert_eq!(counted, ["18 more", "rates of 3026 bounds"]);
+    // When they are gone, there is room again.
+    assert!(look(30, Vec::new()).is_empty());
+    let told: Vec<_> = look(40, (0..1024).map(|n| group(n, 500)).collect());
+    assert!(told.is_empty(), "{told:?}");
 }
 
 #[test]

@@ -110,16 +110,10 @@ impl Cgroups {
         }
         self.round += 1;
         let held = held(seen, rows.iter().filter(limited).map(|row| row.path.as_str()));
+        let mut beyond = 0;
         for row in rows.iter().filter(limited) {
             if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&row.path) {
-                found.push(Judgement {
-                    subject: row.path.clone(),
-                    state: State::Undecided(
-                        "more control groups have limits than are followed".into(),
-                    ),
-                    kind: Some(&KIND),
-                    ..Judgement::default()
-                });
+                beyond += 1;
                 continue;
             }
             let group = self.groups.entry(row.path.clone()).or_insert_with(|| Followed {
@@ -129,6 +123,16 @@ impl Cgroups {
             });
             group.round = self.round;
             found.extend(group.look(seen, row, held.get(&*row.path), processes, self.levels));
+        }
+        if beyond > 0 {
+            found.push(Judgement {
+                subject: format!("{beyond} more"),
+                state: State::Undecided(
+                    format!("only {MAX_GROUPS} control groups with limits are followed").into(),
+                ),
+                kind: Some(&KIND),
+                ..Judgement::default()
+            });
         }
         let round = self.round;
         self.groups.retain(|_, group| group.round == round);
@@ -262,6 +266,29 @@ mod tests {
         check(0.2, Some(300.0));
         check(2.0, Some(100.0));
         check(20.0, Some(10.0));
+    }
+
+    #[test]
+    fn of_thousands_with_limits_the_rest_is_counted() {
+        let config = Config::default_for_tests(&crate::config::all_settings());
+        let mut cgroups = Cgroups::new(&config);
+        let mut look = |groups: usize| {
+            let row = |number| MemoryCgroup {
+                path: format!("/kubepods/pod{number}"),
+                limit_bytes: Some(1 << 30),
+                ..MemoryCgroup::default()
+            };
+            let mut snapshot = crate::snapshot::Snapshot::default();
+            snapshot.oom.cgroups = (0..groups).map(row).collect();
+            let seen = Seen { snapshot: &snapshot, now_ns: 1_000_000_000, elapsed_ns: 0 };
+            let mut found = Vec::new();
+            cgroups.look(&seen, &Histories::default(), &mut found);
+            let subjects = found.into_iter().map(|one| one.subject).collect::<Vec<_>>().join(", ");
+            (cgroups.groups.len(), subjects)
+        };
+        assert_eq!(look(5000), (MAX_GROUPS, "4872 more".to_owned()));
+        assert_eq!(look(MAX_GROUPS), (MAX_GROUPS, String::new()));
+        assert_eq!(look(2), (2, String::new()));
     }
 
     #[test]

@@ -37,6 +37,7 @@ impl Limit {
             let share = |row: &Bound| row.share().unwrap_or(-1.0);
             share(other).total_cmp(&share(one))
         });
+        let more_rows = rows.len().saturating_sub(MAX_ROWS) as u64;
         rows.truncate(MAX_ROWS);
         let mut runtimes = reading.runtimes.clone();
         runtimes.truncate(MAX_ROWS);
@@ -47,7 +48,8 @@ impl Limit {
         }
         self.collected.retain(|pid, _| runtimes.iter().any(|runtime| is_jvm(runtime, *pid)));
         let Now { unix_ns, .. } = readings.now;
-        self.view = View { read_unix_ns: unix_ns, rows, runtimes, host: reading.host.clone() };
+        self.view =
+            View { read_unix_ns: unix_ns, rows, more_rows, runtimes, host: reading.host.clone() };
     }
 
     /// What the old generation held after the last full collection. What it holds now stands for that, if the collection

@@ -126,9 +126,13 @@ fn older_recordings_are_read() {
 
 #[test]
 fn rows_are_bounded() {
-    let rows = vec![bound("x", 1, 1, None); MAX_ROWS + 1];
+    // Control groups that are fuller the later they come.
+    let used = 0..MAX_ROWS as u64 + 3;
+    let rows = used.map(|used| bound("processes", 0, used, Some(10_000))).collect();
     let view = tick(&mut Limit::default(), 1, Some(&Reading { rows, ..Reading::default() }));
-    assert_eq!(view.rows.len(), MAX_ROWS);
+    assert_eq!((view.rows.len(), view.more_rows), (MAX_ROWS, 3));
+    let shown: Vec<_> = view.rows.iter().map(|row| row.used).collect();
+    assert_eq!((shown.first(), shown.last()), (Some(&(MAX_ROWS as u64 + 2)), Some(&3)));
 }
 
 proptest! {

@@ -10,6 +10,8 @@ pub struct View {
     pub read_unix_ns: u64,
     /// What has a bound and how full it is, the fullest first; bounded by [`crate::snapshot::MAX_ROWS`].
     pub rows: Vec<Bound>,
+    /// How many less full ones there are beyond that.
+    pub more_rows: u64,
     /// Virtual machines and servers that have bounds of their own.
     pub runtimes: Vec<Runtime>,
     /// How the host is set.
