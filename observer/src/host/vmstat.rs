@@ -25,6 +25,10 @@ pub struct Vmstat {
     pub refault_anon_pages: u64,
     /// Refaulted file pages that were in use when they were evicted: what must not happen. Since 5.9 apart from anonymous.
     pub restore_file_pages: u64,
+    /// Read from disks for files and swap, in KiB.
+    pub paged_in_kib: u64,
+    /// Written to disks, in KiB.
+    pub paged_out_kib: u64,
     /// Faults that waited for a disk.
     pub major_faults: u64,
     /// Direct reclaims begun by an allocation, over all zones.
@@ -64,6 +68,8 @@ impl Vmstat {
                 b"workingset_refault" | b"workingset_refault_file" => &mut vm.refault_file_pages,
                 b"workingset_refault_anon" => &mut vm.refault_anon_pages,
                 b"workingset_restore" | b"workingset_restore_file" => &mut vm.restore_file_pages,
+                b"pgpgin" => &mut vm.paged_in_kib,
+                b"pgpgout" => &mut vm.paged_out_kib,
                 b"pgmajfault" => &mut vm.major_faults,
                 b"pgscan_direct" => &mut vm.direct_scanned_pages,
                 b"pgsteal_direct" => &mut vm.direct_reclaimed_pages,
@@ -156,11 +162,13 @@ mod tests {
         // 6.18: more causes of reclaim, one more zone, which must not be taken for the direct ones.
         check(
             "nr_free_pages 1694178\nnr_free_pages_blocks 1650688\nworkingset_refault_anon 0\nworkingset_refault_file 470593\n\
-             allocstall_dma 0\nallocstall_normal 2\nallocstall_device 1\npgsteal_khugepaged 9\npgsteal_proactive 9\npgscan_khugepaged 9\n\
+             allocstall_dma 0\nallocstall_normal 2\nallocstall_device 1\npgpgin 2048\npgpgout 7\npgsteal_khugepaged 9\npgsteal_proactive 9\npgscan_khugepaged 9\n\
              pgscan_proactive 9\npgscan_direct 4\nthp_swpout 9\nswpin_zero 9\noom_kill 0\n",
             Vmstat {
                 free_pages: 1694178,
                 refault_file_pages: 470593,
+                paged_in_kib: 2048,
+                paged_out_kib: 7,
                 allocation_stalls: 3,
                 direct_scanned_pages: 4,
                 ..Vmstat::default()

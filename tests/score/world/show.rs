@@ -115,6 +115,8 @@ impl World {
         view.reclaim_cpu_ratio = memory.reclaim_cpu;
         view.refault_per_second = memory.refault_per_s;
         view.refault_ratio = memory.refault_per_s / (memory.file() / PAGE).max(1.0);
+        let streams = self.demand.cold_per_s * memory.progress;
+        view.disk_read_bytes_per_second = memory.refault_per_s * PAGE + streams;
         let crowd = self.crowd();
         let cpu_some = (crowd - 0.7).clamp(0.0, 1.0) * 0.9 + self.cpu.hog * 0.8;
         let shares =

@@ -21,6 +21,9 @@ const REFAULTS: f64 = 0.02;
 /// Direct reclaims a second; one every now and then happens on healthy hosts.
 const RECLAIMS: f64 = 5.0;
 
+/// A page is read within this time by any disk that works, in seconds. One that takes longer is not slow for the refaults.
+const READ_S: f64 = 0.02;
+
 /// Seconds over which the numbers are averaged.
 const OVER_S: f64 = 4.0;
 
@@ -29,7 +32,7 @@ const OVER_S: f64 = 4.0;
 pub struct Pressure {
     /// Stall that counts, as a share of the time.
     pub stall: f64,
-    before: Option<[u64; 3]>,
+    before: Option<[u64; 4]>,
     /// Share of the time in which somebody waited for memory.
     pub stall_ratio: f64,
     /// Share of the time in which nobody got on for want of memory.
@@ -38,6 +41,8 @@ pub struct Pressure {
     pub reclaims_per_second: f64,
     /// Refaults a second as a share of the file LRU.
     pub refault_ratio: f64,
+    /// Share of the time in which nobody got on for want of file pages that had been evicted.
+    pub lost_ratio: f64,
 }
 
 impl Pressure {
@@ -49,8 +54,17 @@ impl Pressure {
     /// Takes a tick.
     pub fn tick(&mut self, seen: &Seen<'_>) {
         let view = &seen.snapshot.oom;
-        let stalled_ns = |scope| stall(view, scope).map_or(0, |row| row.total_ns);
-        let counts = [stalled_ns("some"), stalled_ns("full"), view.direct_reclaims];
+        let stalled_ns = |resource, scope| {
+            let mut rows = view.pressure.iter();
+            let row = rows.find(|row| row.resource == resource && row.scope == scope);
+            row.map_or(0, |row| row.total_ns)
+        };
+        let counts = [
+            stalled_ns("memory", "some"),
+            stalled_ns("memory", "full"),
+            view.direct_reclaims,
+            stalled_ns("io", "full"),
+        ];
         let before = self.before.replace(counts).unwrap_or(counts);
         if seen.elapsed_ns == 0 {
             return;
@@ -62,7 +76,7 @@ impl Pressure {
                 *known += weight * (now.max(0.0) - *known);
             }
         };
-        let [some, full, reclaims] = [0, 1, 2].map(|at: usize| {
+        let [some, full, reclaims, disk] = [0, 1, 2, 3].map(|at: usize| {
             let (now, before) = (counts.get(at), before.get(at));
             now.zip(before).map_or(0, |(now, before)| now.saturating_sub(*before)) as f64
         });
@@ -70,6 +84,7 @@ impl Pressure {
         average(&mut self.full_ratio, (full / elapsed_ns).min(1.0));
         average(&mut self.reclaims_per_second, reclaims * 1e9 / elapsed_ns);
         average(&mut self.refault_ratio, view.refault_ratio);
+        average(&mut self.lost_ratio, lost(view, (disk / elapsed_ns).min(1.0)));
     }
 
     /// Whether somebody waits for memory.
@@ -102,7 +117,13 @@ impl Pressure {
     }
 }
 
-/// A row of memory's PSI.
-pub fn stall<'a>(view: &'a oom::View, scope: &str) -> Option<&'a oom::Pressure> {
-    view.pressure.iter().find(|row| row.resource == "memory" && row.scope == scope)
+/// Of the time in which all waited for disks, the share in which they did for pages that had been evicted: as much as these
+/// are of what goes to and from disks. A backup and a cold start read for the first time, and a save writes. 0 if not known.
+fn lost(view: &oom::View, disk_ratio: f64) -> f64 {
+    let traffic = view.disk_read_bytes_per_second + view.disk_written_bytes_per_second;
+    let refaults = view.refault_ratio * view.file_lru_bytes as f64;
+    if !(traffic > 0.0 && refaults > 0.0) {
+        return 0.0;
+    }
+    disk_ratio.min(view.refault_per_second * READ_S) * (refaults / traffic).min(1.0)
 }

@@ -37,6 +37,7 @@ pub struct Oom {
     page_bytes: u64,
     episode: Episode,
     refaults: Option<u64>,
+    paged_kib: Option<[u64; 2]>,
     major_faults: Option<u64>,
     /// Time on a CPU of the kernel threads that reclaim, at the last tick.
     reclaim_cpu_ns: Option<u64>,
@@ -57,6 +58,7 @@ impl Oom {
             page_bytes,
             episode: Episode::default(),
             refaults: None,
+            paged_kib: None,
             major_faults: None,
             reclaim_cpu_ns: None,
             kswapd_sleeps: 0,
@@ -182,6 +184,16 @@ impl Oom {
             let before = self.major_faults.replace(faults).unwrap_or(faults);
             view.major_faults_per_second =
                 per_second(faults.saturating_sub(before) as f64, readings.elapsed_ns);
+        }
+        let paged = [readings.vmstat.paged_in_kib, readings.vmstat.paged_out_kib];
+        if paged[0] > 0 {
+            let before = self.paged_kib.replace(paged).unwrap_or(paged);
+            let rate = |at: usize| {
+                let kib = paged[at].saturating_sub(before[at]) as f64;
+                per_second(kib * 1024.0, readings.elapsed_ns)
+            };
+            (view.disk_read_bytes_per_second, view.disk_written_bytes_per_second) =
+                (rate(0), rate(1));
         }
         view.refault_ratio = view.refault_per_second / readings.vmstat.file_lru_pages.max(1) as f64;
     }

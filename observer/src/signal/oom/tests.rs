@@ -172,6 +172,23 @@ fn what_could_not_be_read_is_not_zero() {
 }
 
 #[test]
+fn what_goes_to_and_from_disks_is_a_rate() {
+    let mut oom = oom();
+    let mut check = |second: u64, paged_in_kib, paged_out_kib, expect: (f64, f64)| {
+        let vmstat = Vmstat { paged_in_kib, paged_out_kib, ..quiet(at(0)).vmstat };
+        fold(&mut oom, &Readings { vmstat, ..quiet(at(second * SECOND)) });
+        let view = oom.view();
+        let rates = (view.disk_read_bytes_per_second, view.disk_written_bytes_per_second);
+        assert_eq!(rates, expect, "{second}");
+    };
+    check(1, 5000, 70, (0.0, 0.0));
+    check(2, 5100, 80, (102_400.0, 10_240.0));
+    // It could not be read.
+    check(3, 0, 0, (102_400.0, 10_240.0));
+    check(4, 5100, 81, (0.0, 1024.0));
+}
+
+#[test]
 fn kswapd_is_awake_from_a_wake_to_a_sleep() {
     let mut oom = oom();
     let mut check = |wakes, sleeps, awake| {

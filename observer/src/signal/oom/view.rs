@@ -39,6 +39,12 @@ pub struct View {
     pub refault_per_second: f64,
     /// Refaults per second divided by the pages of the file LRU lists.
     pub refault_ratio: f64,
+    /// Bytes read from disks for files and swap, per second.
+    #[serde(default)]
+    pub disk_read_bytes_per_second: f64,
+    /// Bytes written to disks, per second.
+    #[serde(default)]
+    pub disk_written_bytes_per_second: f64,
     /// Pages of files on the LRU lists: what reclaim can take first.
     #[serde(default)]
     pub file_lru_bytes: u64,
