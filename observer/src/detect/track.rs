@@ -8,6 +8,9 @@ use super::{Finding, Judgement, Kind, Level, MAX_FINDINGS, Party, State};
 /// A finding that cannot be judged any more is cleared after this time: better no word than one of yesterday.
 const UNDECIDED_NS: u64 = 600_000_000_000;
 
+/// An EMERGENCY is a matter of seconds: what was gone for so long was survived, and is CRITICAL until that is gone too.
+const SURVIVED_NS: u64 = 10_000_000_000;
+
 /// Another culprit is told when it has been another for this long, and no sooner after the last word: where several share
 /// the blame, each may be in front for a moment.
 const RETELL_NS: u64 = 10_000_000_000;
@@ -176,7 +179,11 @@ impl Track {
                     return self.retell(at);
                 }
                 let since_ns = *self.below_ns.get_or_insert(at.boot_ns);
-                if at.boot_ns.saturating_sub(since_ns) < kind.clear.as_nanos() as u64 {
+                let below_ns = at.boot_ns.saturating_sub(since_ns);
+                if told == Level::Emergency && below_ns >= SURVIVED_NS {
+                    return self.tell(Level::Critical, at);
+                }
+                if below_ns < kind.clear.as_nanos() as u64 {
                     return None;
                 }
                 self.below_ns = None;
@@ -319,9 +326,16 @@ mod tests {
         detector: |_| Box::new(Never),
     };
 
-    /// Levels a second: `.` clear, `w` WATCH, `W` WARN, `C` CRITICAL, `?` undecided; changes as `second:what`.
+    static SLOW: Kind = Kind { clear: Duration::from_secs(60), ..KIND };
+
     #[track_caller]
     fn check(levels: &str, expect: &str) {
+        check_kind(&KIND, levels, expect);
+    }
+
+    /// Levels a second: `.` clear, `w` WATCH, `W` WARN, `C` CRITICAL, `E` EMERGENCY, `?` undecided; changes as `second:what`.
+    #[track_caller]
+    fn check_kind(kind: &'static Kind, levels: &str, expect: &str) {
         let mut tracks = Tracks::default();
         let mut told = Vec::new();
         for (second, letter) in levels.chars().enumerate() {
@@ -332,11 +346,12 @@ mod tests {
                 'w' => State::Firing(Level::Watch),
                 'W' => State::Firing(Level::Warn),
                 'C' => State::Firing(Level::Critical),
+                'E' => State::Firing(Level::Emergency),
                 '?' => State::Undecided("why".into()),
                 _ => State::Clear,
             };
             let judgement = Judgement { subject: "host".into(), state, ..Judgement::default() };
-            let change = tracks.take(&KIND, judgement, at);
+            let change = tracks.take(kind, judgement, at);
             for (finding, change) in change.into_iter().chain(tracks.end(at)) {
                 let what = match change {
                     Change::Raised | Change::Level(_) => finding.level.text(),
@@ -364,6 +379,20 @@ mod tests {
         check("WWW......", "2:WARN 8:clear");
         check("CCCWWWWWW", "2:CRITICAL 8:WARN");
         check("WWW......WWW", "2:WARN 8:clear 11:WARN");
+    }
+
+    #[test]
+    fn an_emergency_that_was_survived_is_lowered_soon() {
+        check_kind(&SLOW, &format!("EEE{}", "W".repeat(62)), "2:EMERGENCY 13:CRITICAL 63:WARN");
+        check_kind(&SLOW, &format!("EEE{}", ".".repeat(62)), "2:EMERGENCY 13:CRITICAL 63:clear");
+        check_kind(
+            &SLOW,
+            &format!("EEE{}EEE", "C".repeat(20)),
+            "2:EMERGENCY 13:CRITICAL 25:EMERGENCY",
+        );
+        check_kind(&SLOW, &"EEECCCCCCCCC".repeat(3), "2:EMERGENCY");
+        // A kind that is cleared sooner.
+        check(&format!("EEE{}", "W".repeat(12)), "2:EMERGENCY 8:WARN");
     }
 
     #[test]
