@@ -122,8 +122,20 @@ pub fn worst<T, R: Ord>(
     all
 }
 
+/// Whom a finding that stands, of WARN or worse, was told to be the fault of.
+#[derive(Debug, Clone)]
+pub struct Blamed {
+    /// What it is about.
+    pub subject: String,
+    /// Whom it names, as last told: whoever comes to the fore for a moment does not count.
+    pub culprit: Party,
+}
+
 /// Finds one kind of thing. Keeps what it must remember within named bounds; does no IO and reads no clock.
 pub trait Detector: Send {
+    /// Hears, before it looks, who takes the memory: whom findings of memory name up to the tick before.
+    fn hear(&mut self, _memory: &[Blamed]) {}
+
     /// Looks at a tick and says what it finds.
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>);
 }

@@ -44,6 +44,14 @@ use std::sync::Arc;
 
 use crate::{config::Config, signal::Output, snapshot::Snapshot};
 
+/// Kinds that say who takes the memory, those that know best first.
+const MEMORY: &[&Kind] = &[
+    &memory::exhaustion::KIND,
+    &memory::thrash::KIND,
+    &memory::spike::KIND,
+    &memory::cgroup::KIND,
+];
+
 /// Findings raised at once, over all kinds; what is beyond is counted.
 pub const MAX_FINDINGS: usize = 256;
 
@@ -141,7 +149,9 @@ impl Detect {
         self.tracks.begin();
         self.view.undecided.clear();
         let mut changes = Vec::new();
+        let memory = self.tracks.blamed(MEMORY);
         for (kind, detector) in &mut self.detectors {
+            detector.hear(&memory);
             detector.look(&seen, &mut self.judgements);
             for judgement in self.judgements.drain(..) {
                 if let State::Undecided(reason) = &judgement.state

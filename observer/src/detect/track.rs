@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Finding, Judgement, Kind, Level, MAX_FINDINGS, Party, State};
+use super::{Finding, Judgement, Kind, Level, MAX_FINDINGS, Party, State, judgement::Blamed};
 
 /// A finding that cannot be judged any more is cleared after this time: better no word than one of yesterday.
 const UNDECIDED_NS: u64 = 600_000_000_000;
@@ -128,6 +128,20 @@ impl Tracks {
             self.len += tracks.len();
         }
         changes
+    }
+
+    /// Whom findings of these kinds were told to be the fault of, in this order; of WARN or worse.
+    pub(super) fn blamed(&self, kinds: &[&'static Kind]) -> Vec<Blamed> {
+        let known = kinds.iter().filter_map(|kind| self.kinds.get(kind.name));
+        let raised = known.flat_map(|of| &of.tracks).filter(|(_, track)| {
+            track.finding.as_ref().is_some_and(|finding| finding.level >= Level::Warn)
+        });
+        raised
+            .filter_map(|(subject, track)| {
+                let culprit = track.told_culprit.clone()?;
+                Some(Blamed { subject: subject.clone(), culprit })
+            })
+            .collect()
     }
 
     /// What is raised now, the most urgent first.
@@ -439,6 +453,41 @@ mod tests {
         check_culprits(&"aaabbb".repeat(20), "2:Raised");
         check_culprits(&format!("....{}", "a".repeat(20)), "2:Raised 12:Culprit");
         check_culprits(&format!("aaa{}", "A".repeat(60)), "2:Raised");
+    }
+
+    #[test]
+    fn who_was_told_is_blamed_while_the_finding_stands() {
+        // Who is blamed each second; who is heard of it afterwards.
+        #[track_caller]
+        fn check(culprits: &str, level: Level, expect: &[&str]) {
+            let mut tracks = Tracks::default();
+            for (second, letter) in culprits.chars().enumerate() {
+                let boot_ns = second as u64 * 1_000_000_000;
+                let at = Instant { boot_ns, unix_ns: boot_ns };
+                tracks.begin();
+                if letter != '.' {
+                    let culprit = Party { name: letter.to_string(), ..Party::default() };
+                    let (subject, state) = ("host".into(), State::Firing(level));
+                    let culprit = Some(culprit);
+                    tracks.take(
+                        &KIND,
+                        Judgement { subject, state, culprit, ..Judgement::default() },
+                        at,
+                    );
+                }
+                tracks.end(at);
+            }
+            let heard: Vec<_> =
+                tracks.blamed(&[&KIND]).into_iter().map(|told| told.culprit.name).collect();
+            assert_eq!(heard, expect, "{culprits}");
+        }
+        check("aa", Level::Warn, &[]);
+        check("aaa", Level::Warn, &["a"]);
+        check("aaa", Level::Watch, &[]);
+        check("aaabbb", Level::Warn, &["a"]);
+        check("aaabbbbbbbbbbb", Level::Warn, &["b"]);
+        check("aaa.....", Level::Warn, &["a"]);
+        check("aaa......", Level::Warn, &[]);
     }
 
     #[test]

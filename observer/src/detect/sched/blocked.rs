@@ -5,11 +5,12 @@ use std::{
     time::Duration,
 };
 
-use super::{SECOND_NS, is_memory_short, seconds, stack::Class};
+use super::{SECOND_NS, blame::takes_memory, is_memory_short, seconds, stack::Class};
 use crate::{
     config::{self, Config, Setting},
     detect::{
-        Detector, Judgement, Kind, Level, MAX_PIDS, Party, Seen, State, evidence, mean::Mean, party,
+        Detector, Judgement, Kind, Level, MAX_PIDS, Party, Seen, State, evidence,
+        judgement::Blamed, mean::Mean, party,
     },
     signal::sched::BlockedTask,
 };
@@ -51,6 +52,8 @@ struct Blocked {
     limit_ns: u64,
     /// By what is told: share of the time in which a service's task waits.
     often: BTreeMap<&'static str, Mean>,
+    /// Who takes the memory.
+    memory: Vec<Blamed>,
 }
 
 /// Tasks that wait for the same.
@@ -111,7 +114,11 @@ fn crowds<'a>(seen: &'a Seen<'_>) -> BTreeMap<&'static str, Crowd<'a>> {
 
 impl Blocked {
     fn new(config: &Config) -> Self {
-        Self { limit_ns: config.duration(&LIMIT).as_nanos() as u64, often: BTreeMap::new() }
+        Self {
+            limit_ns: config.duration(&LIMIT).as_nanos() as u64,
+            often: BTreeMap::new(),
+            memory: Vec::new(),
+        }
     }
 
     fn level(&self, crowd: &Crowd<'_>, often: f64) -> Option<Level> {
@@ -130,16 +137,13 @@ impl Blocked {
 }
 
 /// Who is to blame: for memory the one who grows, for a disk the one that does not answer, else the part of the kernel.
-fn culprit(class: Class, longest_ns: u64, seen: &Seen<'_>) -> Option<Party> {
-    match (class, seen.snapshot.oom.culprit_pid) {
-        (Class::PageIn | Class::Reclaim, Some(pid)) => {
-            Some(party::process(seen.snapshot, pid, "", 1.0))
-        }
-        (Class::Disk | Class::Journal, _) => {
-            Some(disk(longest_ns, seen).unwrap_or_else(|| class.party()))
-        }
-        _ => (class != Class::Unknown).then(|| class.party()),
-    }
+fn culprit(class: Class, longest_ns: u64, memory: &[Blamed], seen: &Seen<'_>) -> Option<Party> {
+    let known = match class {
+        Class::PageIn | Class::Reclaim => takes_memory(memory, seen),
+        Class::Disk | Class::Journal => disk(longest_ns, seen),
+        _ => None,
+    };
+    known.or_else(|| (class != Class::Unknown).then(|| class.party()))
 }
 
 /// The disk that is suspended, or has been silent for half as long as tasks wait for it, or is slow.
@@ -164,6 +168,7 @@ fn judgement(
     level: Level,
     crowd: &Crowd<'_>,
     often: f64,
+    memory: &[Blamed],
     seen: &Seen<'_>,
 ) -> Judgement {
     let name = crowd.longest.map_or("", |task| &task.name);
@@ -195,7 +200,7 @@ fn judgement(
     Judgement {
         subject: subject.to_owned(),
         state: State::Firing(level),
-        culprit: culprit(crowd.class, longest_ns, seen),
+        culprit: culprit(crowd.class, longest_ns, memory, seen),
         victims: crowd.pids.iter().take(MAX_PIDS).map(victim).collect(),
         evidence: vec![
             evidence("longest_wait", seconds(longest_ns), "s", "iter/task"),
@@ -209,6 +214,10 @@ fn judgement(
 }
 
 impl Detector for Blocked {
+    fn hear(&mut self, memory: &[Blamed]) {
+        self.memory = memory.to_vec();
+    }
+
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
         let crowds = crowds(seen);
         for (subject, crowd) in &crowds {
@@ -216,7 +225,7 @@ impl Detector for Blocked {
             let mean = self.often.entry(subject).or_default();
             let often = mean.add(f64::from(u8::from(crowd.serves)), seen.elapsed_ns, CONSTANT);
             if let Some(level) = self.level(crowd, often) {
-                found.push(judgement(subject, level, crowd, often, seen));
+                found.push(judgement(subject, level, crowd, often, &self.memory, seen));
             }
         }
         self.often.retain(|subject, mean| {

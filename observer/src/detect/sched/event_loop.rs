@@ -1,16 +1,18 @@
 //! An event loop that does not turn: all that it serves waits (incidents I1, I2). The only sign of it while it lasts is the
 //! turn that is still open, and how that splits into computing, waiting for a CPU, and being blocked says why.
 
-use std::{cell::OnceCell, cmp::Reverse, collections::BTreeMap, time::Duration};
+use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
-use super::{percent, seconds, stack::Class, starvation};
+use super::{
+    blame::Blamer,
+    percent, seconds,
+    turn::{Cause, Tick, cause, loops},
+};
 use crate::{
     config::{self, Config, Setting},
     detect::{
         Detector, Evidence, Judgement, Kind, Level, Party, Seen, State, evidence,
-        key::{ByKey, Keys},
-        mean::Mean,
-        party,
+        judgement::Blamed, key::ByKey, mean::Mean, party,
     },
     signal::sched::{EventLoop, Thread},
 };
@@ -74,22 +76,24 @@ struct Habit {
     stuck_ns: u64,
     /// The same share of late.
     lately: Mean,
+    longest: Longest,
     round: u64,
+}
+
+/// Of the longest turn of the last minute.
+#[derive(Debug, Clone, Copy, Default)]
+struct Longest {
+    /// What it waited for a CPU, at most.
+    waited_ns: u64,
+    /// Whether somebody else was to blame for it.
+    excused: bool,
 }
 
 struct EventLoops {
     block_ns: u64,
     habits: ByKey<u32, Habit>,
     round: u64,
-}
-
-/// A snapshot, with what is looked up in it only if a loop stands still.
-struct Tick<'a> {
-    seen: &'a Seen<'a>,
-    /// Processes with several loops.
-    several: OnceCell<Keys<u32>>,
-    /// What blocked threads wait for.
-    blocked: OnceCell<BTreeMap<u32, Class>>,
+    blamer: Blamer,
 }
 
 /// What is wrong with a loop.
@@ -100,70 +104,32 @@ struct Found<'a> {
     what: What,
 }
 
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 enum What {
     /// A turn is open.
     Open,
-    /// A turn is over that was too long, and waited so long for a CPU.
-    Over { waited_ns: u64 },
+    /// A turn is over that was too long; `new` if it ended since the tick before.
+    Over { longest: Longest, new: bool },
     /// It spends this share of its time in long turns.
     Hardly { share: f64 },
     /// Turns are long as a rule.
     Lags,
 }
 
-/// Why a turn takes so long.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Cause {
-    Computes,
-    Starved,
-    Blocked(Class),
-    Sleeps,
-}
-
-fn loops<'a>(seen: &Seen<'a>) -> impl Iterator<Item = (&'a Thread, &'a EventLoop)> {
-    let threads = seen.snapshot.sched.threads.iter();
-    threads.filter_map(|thread| Some((thread, thread.event_loop.as_ref()?)))
-}
-
-impl Tick<'_> {
-    /// Whether this process has one loop only.
-    fn is_alone(&self, pid: u32) -> bool {
-        let several = || {
-            let (mut once, mut several) = (Keys::default(), Keys::default());
-            let pids = loops(self.seen).map(|(thread, _)| thread.pid);
-            several.extend(pids.filter(|pid| !once.insert(*pid)));
-            several
-        };
-        !self.several.get_or_init(several).contains(&pid)
-    }
-
-    /// What a thread waits for in uninterruptible sleep.
-    fn class(&self, tid: u32) -> Option<Class> {
-        let snapshot = self.seen.snapshot;
-        let classes = || {
-            let short = super::is_memory_short(snapshot);
-            let rows = snapshot.sched.blocked.iter();
-            rows.map(|row| (row.tid, Class::of(&row.stack).with_memory(short))).collect()
-        };
-        self.blocked.get_or_init(classes).get(&tid).copied()
-    }
-}
-
 impl EventLoops {
     fn new(config: &Config) -> Self {
         let block_ns = config.duration(&BLOCK).as_nanos() as u64;
-        Self { block_ns, habits: ByKey::default(), round: 0 }
+        Self { block_ns, habits: ByKey::default(), round: 0, blamer: Blamer::default() }
     }
 
-    /// Brings a loop's habits up to date; returns those before this tick and its share of long turns of late, or `None` if
-    /// there is no room.
+    /// Brings a loop's habits up to date; returns those before this tick and after it, or `None` if there is no room.
     fn habit(
         &mut self,
         thread: &Thread,
         turning: &EventLoop,
-        elapsed_ns: u64,
-    ) -> Option<(Habit, f64)> {
+        tick: &Tick<'_>,
+    ) -> Option<(Habit, Habit)> {
+        let elapsed_ns = tick.seen.elapsed_ns;
         if self.habits.len() >= MAX_LOOPS && !self.habits.contains_key(&thread.tid) {
             return None;
         }
@@ -178,11 +144,20 @@ impl EventLoops {
         let stuck_ns = stuck_ns(&before.last, turning, self.block_ns / 5).min(elapsed_ns);
         habit.stuck_ns = habit.stuck_ns.saturating_add(stuck_ns);
         let share = stuck_ns as f64 / elapsed_ns.max(1) as f64;
-        let lately = habit.lately.add(share, elapsed_ns, LATELY);
+        habit.lately.add(share, elapsed_ns, LATELY);
+        if turning.max_ns > before.last.max_ns {
+            let ended_ns = turning.gap_waiting_ns.saturating_sub(before.last.gap_waiting_ns);
+            let waited_ns = ended_ns.min(turning.max_ns);
+            let lags = turning.max_ns >= self.block_ns / 5;
+            let excused = lags && tick.excuse(thread.pid, waited_ns, turning.max_ns).is_some();
+            habit.longest = Longest { waited_ns, excused };
+        } else if turning.max_ns < before.last.max_ns {
+            habit.longest = Longest::default();
+        }
         if habit.observed_ns >= MEMORY_NS {
             (habit.observed_ns, habit.stuck_ns) = (habit.observed_ns / 2, habit.stuck_ns / 2);
         }
-        Some((before, lately))
+        Some((before, habit.clone()))
     }
 
     /// Judges one loop.
@@ -192,17 +167,19 @@ impl EventLoops {
         turning: &'a EventLoop,
         tick: &Tick<'_>,
     ) -> Option<Result<Found<'a>, &'static str>> {
-        let (habit, share) = self.habit(thread, turning, tick.seen.elapsed_ns)?;
+        let (habit, after) = self.habit(thread, turning, tick)?;
+        let share = after.lately.value();
         let found = |what, level| Some(Ok(Found { thread, turning, level, what }));
         let serves = || serves(thread, &habit, tick.seen);
         let alone = || tick.is_alone(thread.pid);
         let hardly = share >= HARDLY || share >= OFTEN && habit.is_steady();
         let longer = turning.max_ns > habit.last.max_ns;
-        let waited_ns = turning.gap_waiting_ns.saturating_sub(habit.last.gap_waiting_ns);
-        let over = What::Over { waited_ns: if longer { waited_ns } else { 0 } };
+        let over = What::Over { longest: after.longest, new: longer };
         let (what, length_ns, waited_ns) = match turning.open_ns {
             open_ns if open_ns >= self.block_ns => (What::Open, open_ns, turning.open_waiting_ns),
-            _ if longer && turning.max_ns >= self.block_ns => (over, turning.max_ns, waited_ns),
+            _ if longer && turning.max_ns >= self.block_ns => {
+                (over, turning.max_ns, after.longest.waited_ns)
+            }
             _ if turning.turns < MIN_TURNS => return None,
             _ if hardly && serves() && alone() => {
                 return found(What::Hardly { share }, Level::Warn);
@@ -217,7 +194,7 @@ impl EventLoops {
             return Some(Err("it has not turned often enough to be known as a loop that serves"));
         }
         let main = thread.tid == thread.pid && alone();
-        let sleeps = what == What::Open && cause(turning, thread, tick) == Cause::Sleeps;
+        let sleeps = matches!(what, What::Open) && cause(turning, thread, tick) == Cause::Sleeps;
         if (!main || sleeps) && !habit.is_steady() {
             return found(what, Level::Watch);
         }
@@ -227,7 +204,9 @@ impl EventLoops {
         let length_ns = if in_time { length_ns / IDLE_FACTOR } else { length_ns };
         let level = match length_ns {
             _ if length_ns < limit_ns => Level::Watch,
-            _ if length_ns < limit_ns.saturating_mul(10) || what != What::Open => Level::Warn,
+            _ if length_ns < limit_ns.saturating_mul(10) || !matches!(what, What::Open) => {
+                Level::Warn
+            }
             _ => Level::Critical,
         };
         found(what, level)
@@ -269,70 +248,6 @@ fn serves(thread: &Thread, habit: &Habit, seen: &Seen<'_>) -> bool {
     thread.pid != 1 && (thread.listens != Some(false) || usual() && instance().is_some())
 }
 
-fn cause(turning: &EventLoop, thread: &Thread, tick: &Tick<'_>) -> Cause {
-    let half_ns = turning.open_ns / 2;
-    if turning.open_on_cpu_ns >= half_ns {
-        return Cause::Computes;
-    }
-    if turning.open_waiting_ns >= half_ns {
-        return Cause::Starved;
-    }
-    match tick.class(thread.tid) {
-        Some(class) => Cause::Blocked(class),
-        None if tick.seen.snapshot.oom.refault_ratio >= 0.1 => Cause::Blocked(Class::PageIn),
-        None => Cause::Sleeps,
-    }
-}
-
-impl Cause {
-    fn text(self) -> String {
-        match self {
-            Self::Computes => "it computes".to_owned(),
-            Self::Starved => "it waits for a CPU".to_owned(),
-            Self::Blocked(class) => format!("it waits for {}", class.text()),
-            Self::Sleeps => "it waits for a child process, another thread or a lock".to_owned(),
-        }
-    }
-
-    fn advice(self) -> &'static str {
-        match self {
-            Self::Computes => {
-                "take a CPU profile of the process; move the work (large JSON, synchronous hashing, regular expressions) \
-                 into a worker thread, or cut it into pieces"
-            }
-            Self::Starved => {
-                "see who takes the CPU (sched.starvation, sched.throttled, sched.steal)"
-            }
-            Self::Blocked(Class::PageIn | Class::Reclaim) => {
-                "memory is short: see who grows (memory findings), and stop it"
-            }
-            Self::Blocked(_) => "see what the disk or file server does (sched.blocked)",
-            Self::Sleeps => {
-                "look for synchronous calls (execSync, readFileSync, Atomics.wait) in it"
-            }
-        }
-    }
-
-    /// Who is to blame, where that is known.
-    fn culprit(self, own: &Party, seen: &Seen<'_>) -> Option<Party> {
-        match self {
-            Self::Computes | Self::Sleeps => Some(own.clone()),
-            Self::Starved => {
-                // Not who was to blame for the turn before.
-                let others = || Some(party::kernel("other programs", 1.0));
-                let has = starvation::culprit(seen);
-                has.filter(|party| own.pid.is_none_or(|pid| !party.pids.contains(&pid)))
-                    .or_else(others)
-            }
-            Self::Blocked(Class::PageIn | Class::Reclaim) => {
-                let pid = seen.snapshot.oom.culprit_pid?;
-                Some(party::process(seen.snapshot, pid, "", 1.0))
-            }
-            Self::Blocked(class) => class.is_cause().then(|| class.party()),
-        }
-    }
-}
-
 impl Found<'_> {
     fn rank(&self) -> (Level, u64, u64) {
         (self.level, self.turning.open_ns, self.turning.max_ns)
@@ -340,74 +255,94 @@ impl Found<'_> {
 
     fn judgement(&self, tick: &Tick<'_>) -> Judgement {
         let Self { thread, turning, level, what } = self;
-        let seen = tick.seen;
-        let own = party::process(seen.snapshot, thread.pid, &thread.name, 1.0);
-        let cause = cause(turning, thread, tick);
-        let (message, culprit, advice) = match what {
-            What::Open => (
-                format!(
-                    "the event loop of {} has not turned for {:.1} s: {} (computed {:.1} s, waited for a CPU {:.1} s, was \
-                     blocked {:.1} s)",
-                    own.title,
-                    seconds(turning.open_ns),
-                    cause.text(),
-                    seconds(turning.open_on_cpu_ns),
-                    seconds(turning.open_waiting_ns),
-                    seconds(turning.open_blocked_ns),
-                ),
-                cause.culprit(&own, seen),
-                cause.advice(),
-            ),
-            What::Over { waited_ns } if *waited_ns >= turning.max_ns / 2 => (
-                format!(
-                    "the event loop of {} did not turn for {:.2} s within the last minute: it waited for a CPU {:.2} s",
-                    own.title,
-                    seconds(turning.max_ns),
-                    seconds(*waited_ns)
-                ),
-                Cause::Starved.culprit(&own, seen),
-                Cause::Starved.advice(),
-            ),
-            What::Over { .. } => (
-                format!(
-                    "the event loop of {} did not turn for {:.2} s within the last minute",
-                    own.title,
-                    seconds(turning.max_ns)
-                ),
-                Some(own.clone()),
-                "see the span event_loop.stall for what it did meanwhile",
-            ),
-            What::Hardly { share } => (
-                format!(
-                    "the event loop of {} spends {} % of its time in long turns; the longest of the last minute took {:.2} s",
-                    own.title,
-                    percent(*share),
-                    seconds(turning.max_ns)
-                ),
-                Some(own.clone()),
-                Cause::Computes.advice(),
-            ),
-            What::Lags => (
-                format!(
-                    "the event loop of {} lags: one of a hundred turns takes {:.2} s, the longest of the last minute took \
-                     {:.2} s",
-                    own.title,
-                    seconds(turning.p99_ns),
-                    seconds(turning.max_ns)
-                ),
-                Some(own.clone()),
-                "it has more to do than one thread can: add workers, or make its requests cheaper",
-            ),
+        let own = party::process(tick.seen.snapshot, thread.pid, &thread.name, 1.0);
+        let (cause, culprit) = self.cause(&own, tick);
+        let mut evidence = numbers(turning);
+        if cause.is_paging() {
+            evidence.extend(tick.blamer.numbers(tick.seen));
+        }
+        let advice = match what {
+            What::Over { .. } if cause == Cause::Computes => {
+                "see the span event_loop.stall for what it did meanwhile"
+            }
+            What::Lags => {
+                "it has more to do than one thread can: add workers, or make its requests cheaper"
+            }
+            What::Open | What::Over { .. } | What::Hardly { .. } => cause.advice(),
         };
         Judgement {
             subject: format!("{} {}", thread.name, thread.pid),
             state: State::Firing(*level),
             culprit,
+            message: self.message(&own.title, &cause),
             victims: vec![own],
-            evidence: numbers(turning),
-            message,
+            evidence,
             advice: advice.to_owned(),
             ..Judgement::default()
+        }
+    }
+
+    /// Why, and who is to blame for it. Nobody is named again for a turn that somebody else was named for when it ended.
+    fn cause(&self, own: &Party, tick: &Tick<'_>) -> (Cause, Option<Party>) {
+        let Self { thread, turning, what, .. } = self;
+        let mine = || (Cause::Computes, Some(own.clone()));
+        match what {
+            What::Open => {
+                let cause = cause(turning, thread, tick);
+                let culprit = cause.culprit(own, tick);
+                (cause, culprit)
+            }
+            What::Over { longest, new: true } => {
+                let excuse = tick.excuse(thread.pid, longest.waited_ns, turning.max_ns);
+                excuse.map_or_else(mine, |cause| {
+                    let culprit = cause.culprit(own, tick);
+                    (cause, culprit)
+                })
+            }
+            What::Over { longest, new: false } if longest.excused => (Cause::Past, None),
+            What::Hardly { share } if tick.blamer.is_paging(thread.pid, *share, tick.seen) => {
+                (Cause::Paging, Some(tick.blamer.memory(thread.pid, tick.seen)))
+            }
+            What::Over { .. } | What::Hardly { .. } | What::Lags => mine(),
+        }
+    }
+
+    fn message(&self, title: &str, cause: &Cause) -> String {
+        let turning = self.turning;
+        let longest = seconds(turning.max_ns);
+        let why = cause.aside();
+        match self.what {
+            What::Open => format!(
+                "the event loop of {title} has not turned for {:.1} s: {} (computed {:.1} s, waited for a CPU {:.1} s, was \
+                 blocked {:.1} s)",
+                seconds(turning.open_ns),
+                cause.text(),
+                seconds(turning.open_on_cpu_ns),
+                seconds(turning.open_waiting_ns),
+                seconds(turning.open_blocked_ns),
+            ),
+            What::Over { longest: Longest { waited_ns, .. }, .. }
+                if waited_ns >= turning.max_ns / 2 =>
+            {
+                format!(
+                    "the event loop of {title} did not turn for {longest:.2} s within the last minute, and waited for a CPU \
+                 {:.2} s{why}",
+                    seconds(waited_ns)
+                )
+            }
+            What::Over { .. } => format!(
+                "the event loop of {title} did not turn for {longest:.2} s within the last minute{why}"
+            ),
+            What::Hardly { share } => format!(
+                "the event loop of {title} spends {} % of its time in long turns; the longest of the last minute took \
+                 {longest:.2} s{why}",
+                percent(share),
+            ),
+            What::Lags => format!(
+                "the event loop of {title} lags: one of a hundred turns takes {:.2} s, the longest of the last minute took \
+                 {longest:.2} s",
+                seconds(turning.p99_ns),
+            ),
         }
     }
 }
@@ -428,9 +363,15 @@ fn numbers(turning: &EventLoop) -> Vec<Evidence> {
 }
 
 impl Detector for EventLoops {
+    fn hear(&mut self, memory: &[Blamed]) {
+        self.blamer.hear(memory);
+    }
+
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
         self.round += 1;
-        let tick = Tick { seen, several: OnceCell::new(), blocked: OnceCell::new() };
+        let mut blamer = std::mem::take(&mut self.blamer);
+        blamer.follow(seen);
+        let tick = Tick::new(seen, &blamer);
         // The worst loop of a process speaks for it.
         let mut worst: ByKey<u32, Found<'_>> = ByKey::default();
         let mut new: BTreeMap<u32, (&str, &'static str)> = BTreeMap::new();
@@ -457,5 +398,6 @@ impl Detector for EventLoops {
         found.extend(worst.iter().take(MAX_TOLD).map(|one| one.judgement(&tick)));
         let round = self.round;
         self.habits.retain(|_, habit| habit.round == round);
+        self.blamer = blamer;
     }
 }

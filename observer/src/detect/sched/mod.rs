@@ -1,5 +1,6 @@
 //! Stalls: loops that do not turn, threads that get no CPU, tasks that cannot even be killed.
 
+mod blame;
 pub mod blocked;
 mod credits;
 pub mod event_loop;
@@ -10,6 +11,7 @@ pub mod steal;
 #[cfg(test)]
 mod tests;
 pub mod throttled;
+mod turn;
 
 /// A second.
 const SECOND_NS: u64 = 1_000_000_000;

@@ -3,10 +3,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{percent, seconds, stack::Class};
+use super::{blame::takes_memory, percent, seconds, stack::Class};
 use crate::{
     detect::{
-        Detector, Judgement, Kind, Level, MAX_PIDS, Party, Seen, State, evidence, mean::Mean, party,
+        Detector, Judgement, Kind, Level, MAX_PIDS, Party, Seen, State, evidence,
+        judgement::Blamed, mean::Mean, party,
     },
     signal::sched::BlockedTask,
 };
@@ -68,6 +69,8 @@ struct Responsiveness {
     /// Time in direct reclaim by pid.
     reclaimed: BTreeMap<u32, u64>,
     reclaim: Mean,
+    /// Who takes the memory.
+    memory: Vec<Blamed>,
 }
 
 fn is_system(name: &str) -> bool {
@@ -145,9 +148,23 @@ impl Responsiveness {
             _ => return None,
         })
     }
+
+    /// Who grows; if nobody does, what the services wait for.
+    fn culprit(&self, hanging: &[(Class, &BlockedTask)], seen: &Seen<'_>) -> Option<Party> {
+        let memory = hanging
+            .iter()
+            .all(|(class, _)| matches!(class, Class::PageIn | Class::Reclaim | Class::Unknown));
+        let grows = if memory { takes_memory(&self.memory, seen) } else { None };
+        let waits_for = hanging.first().filter(|(class, _)| class.is_cause());
+        grows.or_else(|| waits_for.map(|(class, _)| class.party()))
+    }
 }
 
 impl Detector for Responsiveness {
+    fn hear(&mut self, memory: &[Blamed]) {
+        self.memory = memory.to_vec();
+    }
+
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
         self.pressure(seen);
         let reclaiming = self.reclaim(seen);
@@ -175,7 +192,7 @@ impl Detector for Responsiveness {
         found.push(Judgement {
             subject: "host".to_owned(),
             state: State::Firing(level),
-            culprit: culprit(&hanging, seen),
+            culprit: self.culprit(&hanging, seen),
             victims: victims.collect(),
             evidence: vec![
                 evidence("memory_some", self.some.value(), "1", "/proc/pressure/memory"),
@@ -204,18 +221,5 @@ impl Detector for Responsiveness {
             ..Judgement::default()
         });
         found.iter_mut().for_each(|judgement| judgement.evidence.retain(|e| e.value.is_finite()));
-    }
-}
-
-/// Who grows; if nobody does, what the services wait for.
-fn culprit(hanging: &[(Class, &BlockedTask)], seen: &Seen<'_>) -> Option<Party> {
-    let memory = hanging
-        .iter()
-        .all(|(class, _)| matches!(class, Class::PageIn | Class::Reclaim | Class::Unknown));
-    match seen.snapshot.oom.culprit_pid.filter(|_| memory) {
-        Some(pid) => Some(party::process(seen.snapshot, pid, "", 1.0)),
-        None => {
-            hanging.first().filter(|(class, _)| class.is_cause()).map(|(class, _)| class.party())
-        }
     }
 }

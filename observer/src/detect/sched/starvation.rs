@@ -5,13 +5,13 @@ use std::{
     time::Duration,
 };
 
-use super::{percent, throttled};
-use crate::{
-    detect::{
-        Detector, Evidence, Group, Judgement, Kind, Level, MAX_PIDS, Party, Quality, Seen, State,
-        evidence, key::ByKey, mean::Mean, party,
-    },
-    signal::sched::Consumer,
+use super::{
+    blame::{self, Blame, Blamer, Why, cpus_of, has_real_time},
+    percent,
+};
+use crate::detect::{
+    Detector, Evidence, Group, Judgement, Kind, Level, MAX_PIDS, Party, Quality, Seen, State,
+    evidence, judgement::Blamed, key::ByKey, mean::Mean, party,
 };
 
 /// Services wait for a CPU.
@@ -43,14 +43,10 @@ const CONSTANT: Duration = Duration::from_secs(5);
 /// Share of its time that the worst thread waits, and how many times as long the process's work takes: for each level.
 const LEVELS: [(Level, f64, f64); 3] =
     [(Level::Critical, 0.6, 10.0), (Level::Warn, 0.3, 3.0), (Level::Watch, 0.1, 1.0)];
-/// A real-time program with so many CPUs is named whatever others use: nobody below it can run.
-const REAL_TIME: f64 = 0.3;
 /// Programs whose processes come and go are remembered for this long.
 const COME_AND_GO_NS: u64 = 60_000_000_000;
 /// At most so many of them: as many as there are rows of those who use the CPU.
 const MAX_PROGRAMS: usize = 64;
-/// If the hypervisor or a quota takes this share, another kind tells of it.
-const ELSEWHERE: f64 = 0.1;
 
 /// How a process does, of late.
 #[derive(Debug, Clone, Copy, Default)]
@@ -93,6 +89,7 @@ struct Starvation {
     before: Vec<(u32, String)>,
     /// When a process of a program that uses the CPU ended last.
     ended_ns: HashMap<String, u64>,
+    blamer: Blamer,
 }
 
 /// A process that waits.
@@ -183,16 +180,9 @@ impl Starvation {
         let rank = |victim: &Victim<'_>| (victim.level, victim.wait.worst.value());
         victims.sort_by(|a, b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
         victims.truncate(MAX_VICTIMS);
-        let groups = seen.snapshot.sched.throttled.iter();
-        let quotas: Vec<&str> = groups
-            .filter(|group| group.throttled_ratio >= ELSEWHERE)
-            .map(|group| group.path.as_str())
-            .collect();
-        let held = |pid: u32| {
-            let own = if quotas.is_empty() { None } else { throttled::cgroup(seen, pid) };
-            own.is_some_and(|own| quotas.iter().any(|path| throttled::is_within(own, path)))
-        };
-        victims.retain(|victim| !held(victim.pid));
+        victims.retain(|victim| {
+            self.blamer.quota(victim.pid, victim.wait.worst.value(), seen).is_none()
+        });
         let threads = seen.snapshot.sched.threads.iter();
         let names: ByKey<u32, &str> =
             threads.map(|thread| (thread.pid, thread.name.as_str())).collect();
@@ -201,38 +191,6 @@ impl Starvation {
         }
         victims
     }
-}
-
-fn cpus_of(row: &Consumer) -> f64 {
-    row.cpu_ratio + row.children_cpu_ratio
-}
-
-fn is_real_time(row: &Consumer) -> bool {
-    matches!(row.policy.as_str(), "fifo" | "rr" | "deadline")
-}
-
-/// Whether real-time programs use so much that nobody below them may run.
-fn has_real_time(seen: &Seen<'_>) -> bool {
-    let rows = seen.snapshot.sched.consumers.iter().filter(|row| is_real_time(row));
-    rows.map(cpus_of).sum::<f64>() >= REAL_TIME
-}
-
-/// Who has the CPU. Those who take only what nobody else wants do not count.
-pub(super) fn culprit(seen: &Seen<'_>) -> Option<Party> {
-    let consumers = &seen.snapshot.sched.consumers;
-    let causes = |rows: &mut dyn Iterator<Item = &Consumer>| -> Option<Party> {
-        let causes: Vec<_> = rows.map(|row| (row.pid, row.name.clone(), cpus_of(row))).collect();
-        let causes: Vec<_> =
-            causes.iter().map(|(pid, name, used)| (*pid, name.as_str(), *used)).collect();
-        party::culprit(seen.snapshot, &causes)
-    };
-    if has_real_time(seen) {
-        return causes(&mut consumers.iter().filter(|row| is_real_time(row)));
-    }
-    if seen.snapshot.sched.steal_ratio >= ELSEWHERE {
-        return Some(party::kernel("hypervisor (steal)", 1.0));
-    }
-    causes(&mut consumers.iter().filter(|row| row.policy != "idle"))
 }
 
 /// Whether a process is of no service, application or container: its program is all that is known of it.
@@ -251,43 +209,49 @@ fn is_own(pid: u32, culprit: &Party, seen: &Seen<'_>) -> bool {
 }
 
 impl Detector for Starvation {
+    fn hear(&mut self, memory: &[Blamed]) {
+        self.blamer.hear(memory);
+    }
+
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+        self.blamer.follow(seen);
         self.follow(seen);
         self.follow_programs(seen);
         let mut victims = self.victims(seen);
-        if victims.is_empty() {
-            return;
-        }
-        let culprit = culprit(seen).map(|party| self.lasting(party, seen));
+        let Some(worst) = victims.first() else { return };
+        let blame = self.blamer.of(worst.pid, worst.wait.worst.value(), seen, |_| true);
+        let culprit = blame.culprit.map(|party| self.lasting(party, seen));
         for victim in &mut victims {
             let own = culprit.as_ref().is_some_and(|party| is_own(victim.pid, party, seen));
-            let elsewhere = seen.snapshot.sched.steal_ratio >= ELSEWHERE;
-            if own || elsewhere {
+            if own || blame.why == Why::Stolen {
                 victim.level = Level::Watch;
             }
         }
         victims.sort_by_key(|victim| std::cmp::Reverse(victim.level));
-        let Some(worst) = victims.first() else { return };
-        found.push(judgement(worst, &victims, culprit, seen));
+        let mut judgement = judgement(&victims, Blame { culprit, ..blame }, seen);
+        if blame.why == Why::Paging {
+            judgement.evidence.extend(self.blamer.numbers(seen));
+        }
+        found.push(judgement);
     }
 }
 
-fn judgement(
-    worst: &Victim<'_>,
-    victims: &[Victim<'_>],
-    culprit: Option<Party>,
-    seen: &Seen<'_>,
-) -> Judgement {
+fn judgement(victims: &[Victim<'_>], blame: Blame, seen: &Seen<'_>) -> Judgement {
+    let Some(worst) = victims.first() else { return Judgement::default() };
+    let Blame { why, culprit } = blame;
     let party = |victim: &Victim<'_>| {
         party::process(seen.snapshot, victim.pid, victim.name, victim.wait.worst.value())
     };
     let who = culprit.as_ref().map_or_else(String::new, |party| {
         let used = used(party, seen);
         let policy = policy(party, seen).map_or_else(String::new, |policy| format!(" ({policy})"));
-        if used > 0.0 {
-            format!("; {}{policy} uses {used:.1} CPUs", party.title)
-        } else {
-            format!("; {} has it", party.title)
+        match why {
+            Why::Paging => format!(
+                "; memory is short, and the CPU is used to free it and to read pages back: {} takes it",
+                party.title
+            ),
+            _ if used > 0.0 => format!("; {}{policy} uses {used:.1} CPUs", party.title),
+            _ => format!("; {} has it", party.title),
         }
     });
     Judgement {
@@ -301,7 +265,7 @@ fn judgement(
             percent(worst.wait.worst.value()),
             worst.slowdown.min(999.0)
         ),
-        advice: advice(culprit.as_ref(), seen),
+        advice: advice(why, culprit.as_ref(), seen).to_owned(),
         culprit,
         ..Judgement::default()
     }
@@ -332,8 +296,9 @@ fn used(party: &Party, seen: &Seen<'_>) -> f64 {
     rows.map(cpus_of).sum()
 }
 
-fn advice(culprit: Option<&Party>, seen: &Seen<'_>) -> String {
+fn advice(why: Why, culprit: Option<&Party>, seen: &Seen<'_>) -> &'static str {
     match culprit {
+        _ if why == Why::Paging => blame::MEMORY_ADVICE,
         Some(party) if policy(party, seen).is_some() => {
             "give the real-time program an ordinary policy (chrt --other 0), or a CPU of its own"
         }
@@ -342,5 +307,4 @@ fn advice(culprit: Option<&Party>, seen: &Seen<'_>) -> String {
         }
         None => "see which processes use the CPU; give the service more weight (CPUWeight=)",
     }
-    .to_owned()
 }

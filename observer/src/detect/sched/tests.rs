@@ -1,5 +1,6 @@
 //! Stalls in, findings out.
 
+mod blame;
 mod loops;
 
 use proptest::prelude::*;

@@ -82,6 +82,27 @@ impl Throttled {
     }
 }
 
+/// What a person calls a control group.
+pub(super) fn name_of(path: &str) -> &str {
+    path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(path)
+}
+
+/// Who uses most of what a group may use, of the threads that are watched.
+pub(super) fn busiest(path: &str, seen: &Seen<'_>) -> Option<Party> {
+    let inside =
+        |thread: &&Thread| cgroup(seen, thread.pid).is_some_and(|own| is_within(own, path));
+    let threads: Vec<_> = seen.snapshot.sched.threads.iter().filter(inside).collect();
+    user(&threads, seen)
+}
+
+fn user(threads: &[&Thread], seen: &Seen<'_>) -> Option<Party> {
+    let used: Vec<_> = threads
+        .iter()
+        .map(|thread| (thread.pid, thread.name.as_str(), thread.on_cpu_ratio))
+        .collect();
+    party::culprit(seen.snapshot, &used)
+}
+
 fn judgement(
     group: &CpuCgroup,
     level: Level,
@@ -89,12 +110,8 @@ fn judgement(
     threads: &[&Thread],
     seen: &Seen<'_>,
 ) -> Judgement {
-    let used: Vec<_> = threads
-        .iter()
-        .map(|thread| (thread.pid, thread.name.as_str(), thread.on_cpu_ratio))
-        .collect();
-    let culprit = party::culprit(seen.snapshot, &used);
-    let name = group.path.rsplit('/').find(|part| !part.is_empty()).unwrap_or(&group.path);
+    let culprit = user(threads, seen);
+    let name = name_of(&group.path);
     let who = culprit
         .as_ref()
         .map_or_else(String::new, |party| format!(", in which {} runs", party.title));
@@ -113,9 +130,7 @@ fn judgement(
             percent(ratio),
             percent(waits)
         ),
-        advice: "raise the quota (CPUQuota=, the container's CPU limit), or give the service less to do; the host itself may \
-                 have CPU time left"
-            .to_owned(),
+        advice: super::blame::QUOTA_ADVICE.to_owned(),
         ..Judgement::default()
     }
 }

@@ -184,7 +184,7 @@ fn the_split_says_why() {
         assert_eq!(named, culprit, "{split_s:?}");
     }
     check([3, 1, 1], "", "it computes", Some("node 7"));
-    check([0, 4, 1], "", "it waits for a CPU", Some("other programs"));
+    check([0, 4, 1], "", "it waits for a CPU", None);
     check([0, 0, 5], "io_schedule ext4_file_write", "it waits for a disk", Some("disk"));
     check([0, 0, 5], "io_schedule filemap_fault", "it waits for a disk", Some("disk"));
     check([0, 0, 5], "", "a child process, another thread or a lock", Some("node 7"));
