@@ -65,16 +65,20 @@ pub(super) fn find(late: &[&Connection], here: &[&Connection], habits: &Habits) 
             && row.activity_ns <= first_ns.saturating_add(most_ns)
     };
     let waits = outsiders()
-        .filter(|row| row.activity == Activity::Waiting && !habits.is_habit(row))
-        .filter(|row| before(row, WAITING_NS))
+        .filter(|row| row.activity == Activity::Waiting && before(row, WAITING_NS))
+        .filter(|row| !habits.is_habit(row) && !habits.is_usual(row))
         .min_by_key(|row| row.activity_ns);
     if let Some(row) = waits {
         return Some(blocker(row, "waits", false));
     }
+    // Of a pool that rests as often as it works, some session always fell silent just then.
+    let range_ns = (first_ns.saturating_sub(SLACK_NS), first_ns.saturating_add(SILENT_NS));
+    let sessions = |row: &Connection| here.iter().filter(|other| other.name == row.name).count();
     let mut silent = outsiders()
         .filter(|row| row.activity == Activity::Idle && row.last_receive_ns.is_some())
         .filter(|row| row.transaction == Transaction::Unknown)
-        .filter(|row| before(row, SILENT_NS));
+        .filter(|row| before(row, SILENT_NS))
+        .filter(|row| !habits.is_often_silent(row, range_ns, sessions(row)));
     match (silent.next(), silent.next()) {
         (Some(row), None) => Some(blocker(row, "is silent", true)),
         _ => None,

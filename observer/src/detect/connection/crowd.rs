@@ -139,6 +139,7 @@ impl Crowds {
         for row in rows.iter().filter(|row| self.is_late(row)) {
             late.entry(endpoint(row)).or_default().push(row);
         }
+        self.habits.learn_silences(seen, |at| late.contains_key(&at));
         if late.is_empty() {
             return Vec::new();
         }

@@ -1,5 +1,5 @@
-//! What is usual at an endpoint: how long answers take, whether it answers all the time, and which connections wait for hours
-//! in good health.
+//! What is usual at an endpoint: how long answers take, for how long sessions are silent, whether it answers all the time, and
+//! which connections wait for hours in good health.
 
 use super::{SECOND, endpoint, is_client};
 use crate::{
@@ -29,7 +29,10 @@ const HABIT_NS: u64 = 300 * SECOND;
 /// A wait of as long that was there at the first look is one, too: nobody knows what was before.
 const FIRST_NS: u64 = 5 * SECOND;
 
-/// Times of answers, of the last few thousand.
+/// What happens to one session of a pool at so many looks, on a calm day, says nothing of it today.
+const BY_CHANCE: f64 = 0.1;
+
+/// Times of answers or of silences, of the last few thousand.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Answers {
     counts: [u32; BUCKETS],
@@ -62,11 +65,27 @@ impl Answers {
         })?;
         Some(2000 << bucket)
     }
+
+    /// The share in this range, if they are even within each bucket; `None` while there are few.
+    fn share(&self, least_ns: u64, most_ns: u64) -> Option<f64> {
+        if self.sum < MIN_ANSWERS {
+            return None;
+        }
+        let inside = self.counts.iter().enumerate().map(|(bucket, count)| {
+            let first_ns = if bucket == 0 { 0 } else { 1000_u64 << bucket };
+            let next_ns = 2000_u64 << bucket;
+            let touched_ns = most_ns.min(next_ns).saturating_sub(least_ns.max(first_ns));
+            f64::from(*count) * touched_ns as f64 / (next_ns - first_ns) as f64
+        });
+        Some(inside.sum::<f64>() / f64::from(self.sum))
+    }
 }
 
 #[derive(Debug, Default)]
 struct Pool {
     answers: Answers,
+    /// How long its sessions were silent at the looks at which nobody waited.
+    silences: Answers,
     /// The median, and what one in twenty takes; `None` while too few were seen.
     usual_ns: Option<(u64, u64)>,
     used_ns: u64,
@@ -167,6 +186,37 @@ impl Habits {
         }
     }
 
+    /// Learns how long sessions are silent, from endpoints where nobody is late.
+    pub(super) fn learn_silences(
+        &mut self,
+        seen: &Seen<'_>,
+        is_late: impl Fn((&str, u16)) -> bool,
+    ) {
+        let rows = &seen.snapshot.tcp.connections;
+        let rests = |row: &&Connection| {
+            is_client(row) && matches!(row.activity, Activity::Idle | Activity::Active)
+        };
+        let step = rows.len() / MAX_LEARNED + 1;
+        let rows = rows.iter().skip(self.turn).step_by(step).filter(rests);
+        for row in rows.filter(|row| !is_late(endpoint(row))) {
+            let pool = self.pools.entry(pool_key(row)).or_default();
+            pool.used_ns = seen.now_ns;
+            pool.silences.add(row.activity_ns);
+        }
+    }
+
+    /// Whether one of so many sessions of a pool is silent for a time in this range every now and then.
+    pub(super) fn is_often_silent(
+        &self,
+        row: &Connection,
+        range_ns: (u64, u64),
+        sessions: usize,
+    ) -> bool {
+        let pool = self.pools.get(&pool_key(row));
+        let share = pool.and_then(|pool| pool.silences.share(range_ns.0, range_ns.1));
+        share.is_some_and(|share| share * sessions as f64 > BY_CHANCE)
+    }
+
     /// These wait because of an incident, not by habit.
     pub(super) fn excuse(&mut self, rows: &[&Connection]) {
         for row in rows {
@@ -185,6 +235,11 @@ impl Habits {
     pub(super) fn late_after_ns(&self, row: &Connection, least_ns: u64) -> Option<u64> {
         let (median_ns, slow_ns) = self.pools.get(&pool_key(row))?.usual_ns?;
         Some(least_ns.max(median_ns.saturating_mul(20)).max(slow_ns.saturating_mul(3)))
+    }
+
+    /// Whether it waits no longer than its program is used to.
+    pub(super) fn is_usual(&self, row: &Connection) -> bool {
+        self.late_after_ns(row, 0).is_some_and(|late_ns| row.activity_ns < late_ns)
     }
 
     /// The median of a pool's answers.
@@ -246,5 +301,23 @@ mod tests {
             answers.add(100_000_000);
         }
         assert_eq!(answers.quantile_ns(0.95), Some(131_072_000), "the old is forgotten");
+    }
+
+    #[test]
+    fn a_share_is_even_within_a_bucket() {
+        let mut silences = Answers::default();
+        (0..7).for_each(|_| silences.add(1));
+        assert_eq!(silences.share(0, u64::MAX), None, "too few");
+        // Between 8.388608 and 16.777216 s.
+        silences.add(10 * SECOND);
+        #[track_caller]
+        fn check(silences: &Answers, range_ns: (u64, u64), expect: f64) {
+            assert_eq!(silences.share(range_ns.0, range_ns.1), Some(expect), "{range_ns:?}");
+        }
+        check(&silences, (0, u64::MAX), 1.0);
+        check(&silences, (0, SECOND), 0.875);
+        check(&silences, (8_388_608_000, 12_582_912_000), 0.0625);
+        check(&silences, (20 * SECOND, 3600 * SECOND), 0.0);
+        check(&silences, (u64::MAX, 0), 0.0);
     }
 }

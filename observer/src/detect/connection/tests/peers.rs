@@ -18,6 +18,14 @@ fn since(second: u64) -> f64 {
     second.saturating_sub(FAULT) as f64
 }
 
+/// A pool of ten runs into a lock, one connection a second.
+fn pile_up(second: u64) -> impl Iterator<Item = Connection> {
+    (1..11_u64).map(move |port| match second >= FAULT + port {
+        true => waiting(7, port as u16, (second - FAULT - port) as f64 + 0.3),
+        false => idle(7, port as u16, 0.1),
+    })
+}
+
 /// A pool of five whose packets are dropped from a fraction of a second before the fault's first look on.
 fn black_hole(second: u64) -> Snapshot {
     let for_s = since(second) + 0.9;
@@ -146,13 +154,7 @@ fn those_who_wait_behind_a_migration_name_it() {
         if second >= FAULT {
             rows.push(waiting(170, 52, since(second) + 0.5));
         }
-        for port in 1..11_u64 {
-            let asked = FAULT + port;
-            rows.push(match second >= asked {
-                true => waiting(7, port as u16, (second - asked) as f64 + 0.3),
-                false => idle(7, port as u16, 0.1),
-            });
-        }
+        rows.extend(pile_up(second));
         host(second, rows)
     };
     check(
@@ -192,13 +194,7 @@ fn the_one_that_fell_silent_before_the_others_began_to_wait_is_named() {
     let at = |second: u64| {
         // A busy session until second 60, and then none for as long as its program waits for somebody else.
         let mut rows = vec![idle(170, 52, since(second) + 0.1), idle(200, 50, second as f64 + 9.0)];
-        for port in 1..11_u64 {
-            let asked = FAULT + port;
-            rows.push(match second >= asked {
-                true => waiting(7, port as u16, (second - asked) as f64 + 0.3),
-                false => idle(7, port as u16, 0.1),
-            });
-        }
+        rows.extend(pile_up(second));
         host(second, rows)
     };
     check(
@@ -210,6 +206,40 @@ fn the_one_that_fell_silent_before_the_others_began_to_wait_is_named() {
             "92 connection.idle_in_transaction WARN psql 170",
         ],
     );
+}
+
+#[test]
+fn who_rests_or_waits_by_habit_is_not_blamed_for_it() {
+    #[track_caller]
+    fn check_outsider(outsider: impl Fn(u64) -> Vec<Connection>, expect: &str) {
+        let at = |second| host(second, pile_up(second).chain(outsider(second)).collect());
+        let told = told(0..FAULT + 20, at);
+        let told: Vec<_> = told.iter().filter(|line| line.contains("pile_up")).collect();
+        assert_eq!(told, [expect]);
+    }
+    // Two sessions, each of which is used every twelve seconds: one of them fell silent just then.
+    let resting = |second: u64| -> Vec<_> {
+        let for_s = |port: u64| (second + port * 6) % 12;
+        (0..2).map(|port| idle(150, 50 + port as u16, for_s(port) as f64 + 0.2)).collect()
+    };
+    let nobody = "65 connection.waiting_pile_up WARN 10.0.0.9:5432";
+    check_outsider(resting, nobody);
+    // One that is always at work.
+    let at_work = |second: u64| vec![idle(150, 50, second.saturating_sub(FAULT) as f64 + 0.2)];
+    let psql = "65 connection.waiting_pile_up WARN psql 150";
+    check_outsider(at_work, psql);
+    // Statements of a report, one after the other, each by a session of its own.
+    let report = |second: u64| match second % 6 {
+        0 => Connection { last_send_ns: Some(6_000_000_000), ..idle(150, 50, 0.1) },
+        for_s => waiting(150, 50 + (second / 6) as u16, for_s as f64),
+    };
+    check_outsider(|second| vec![report(second)], nobody);
+    // One that was quick until then.
+    let migration = |second: u64| match second {
+        ..FAULT => idle(150, 50, 0.1),
+        _ => waiting(150, 50, (second - FAULT) as f64 + 0.2),
+    };
+    check_outsider(|second| vec![migration(second)], "64 connection.waiting_pile_up WARN psql 150");
 }
 
 /// Its server says so, this many seconds after the transaction began.
@@ -224,13 +254,7 @@ fn a_transaction_of_the_same_pool_is_named_when_its_server_says_so() {
         // One of the pool's own: the sockets alone would tell nothing.
         let mut rows = vec![in_transaction(idle(7, 52, since(second) + 0.1), since(second) + 0.2)];
         rows.extend((60..64).map(|port| outside(idle(7, port, since(second) + 0.1))));
-        for port in 1..11_u64 {
-            let asked = FAULT + port;
-            rows.push(match second >= asked {
-                true => waiting(7, port as u16, (second - asked) as f64 + 0.3),
-                false => idle(7, port as u16, 0.1),
-            });
-        }
+        rows.extend(pile_up(second));
         host(second, rows)
     };
     let told = told(0..FAULT + 20, at);
@@ -248,13 +272,7 @@ fn outside(row: Connection) -> Connection {
 fn who_is_in_no_transaction_holds_nobody() {
     let at = |second: u64| {
         let mut rows = vec![outside(idle(170, 52, since(second) + 0.1))];
-        for port in 1..11_u64 {
-            let asked = FAULT + port;
-            rows.push(match second >= asked {
-                true => waiting(7, port as u16, (second - asked) as f64 + 0.3),
-                false => idle(7, port as u16, 0.1),
-            });
-        }
+        rows.extend(pile_up(second));
         host(second, rows)
     };
     let told = told(0..FAULT + 33, at);
