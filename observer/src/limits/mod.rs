@@ -257,9 +257,11 @@ impl Pace {
         };
         let key = |row: &Bound| (row.resource.clone(), row.pid, row.scope.clone());
         let soon = rows().any(|row| {
-            let (Some(before), Some(limit)) = (self.used.get(&key(row)), row.limit) else {
-                return false;
-            };
+            // No destination had more ports than all had together, at a reading at which they were not counted apart.
+            let all = || self.used.get(&(row.resource.clone(), 0, "host".to_owned()));
+            let before =
+                self.used.get(&key(row)).or_else(|| all().filter(|_| row.resource == "ports"));
+            let (Some(before), Some(limit)) = (before, row.limit) else { return false };
             let filled = row.used.saturating_sub(*before) as f64;
             filled > 0.0 && limit.saturating_sub(row.used) as f64 * elapsed_s <= filled * SOON_S
         });
@@ -400,6 +402,27 @@ mod tests {
         check(full, 0, false, [40, 60], true);
         // All of the heap, which fills between two cycles.
         check("Z concurrent cycle pauses", 0, false, [40, 60], false);
+    }
+
+    #[test]
+    fn a_destination_that_was_not_counted_apart_before_had_no_more_than_all() {
+        let row = |scope: &str, used| Bound {
+            resource: "ports".into(),
+            scope: scope.into(),
+            used,
+            limit: Some(256),
+            ..Bound::default()
+        };
+        #[track_caller]
+        fn check(before: Bound, now: Bound, expect: bool) {
+            let reading = |row| Reading { rows: vec![row], ..Reading::default() };
+            let mut pace = Pace::default();
+            assert!(!pace.hurries(&reading(before), 5 * SECOND));
+            assert_eq!(pace.hurries(&reading(now), 15 * SECOND), expect);
+        }
+        check(row("host", 20), row("10.0.0.9:443", 123), true);
+        check(row("host", 120), row("10.0.0.9:443", 123), false);
+        check(row("10.0.0.8:443", 20), row("10.0.0.9:443", 123), false);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
         limit::{self, Bound, Facts, Host, Jvm, Node, Pm2Daemon, Postgres, Redis, Runtime},
         oom::{self, MemoryCgroup, OomKill, Pressure, Reclaimer},
         sched::{self, BlockedTask, Consumer, CpuCgroup, Disk, EventLoop, Thread},
-        tcp::{self, Activity, Connection, Endpoint, Transaction},
+        tcp::{self, Activity, Closing, Connection, Endpoint, Transaction},
     },
     snapshot::{Exporter, Health, Loss, Program, Snapshot, VERSION, Verdict},
 };
@@ -238,6 +238,13 @@ fn tcp() -> tcp::View {
             idle: 9,
             unneeded: 4,
             ..Endpoint::default()
+        }],
+        closing: vec![Closing {
+            pid: 4711,
+            name: "node".into(),
+            address: "10.0.0.7".into(),
+            port: 6379,
+            count: 26,
         }],
         opened: 30,
         closed: 28,

@@ -1,6 +1,6 @@
 //! Files, tasks, ports and tracked connections that run out: what needs one more then fails at once.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use super::duration;
 use crate::{
@@ -151,7 +151,12 @@ fn judge(found: &Found<'_>, seen: &Seen<'_>) -> Judgement {
     }
 }
 
-fn level(share: f64, left: Option<f64>, upper_estimate: bool) -> Option<Level> {
+/// How bad it is that this share is in use, and full in so many seconds.
+pub(in crate::detect) fn level(
+    share: f64,
+    left: Option<f64>,
+    upper_estimate: bool,
+) -> Option<Level> {
     let within = |seconds: f64| share >= FILLS && left.is_some_and(|left| left < seconds);
     Some(match share {
         // The true number may be far lower.
@@ -196,16 +201,33 @@ fn culprit(row: &Bound, seen: &Seen<'_>) -> Option<Party> {
             party::culprit(snapshot, &causes)
         }
         "ports" => {
-            let to = |address: &str, port: u16| row.scope == format!("{address}:{port}");
-            let connections = snapshot.tcp.connections.iter();
-            let causes: Vec<_> = connections
-                .filter(|c| c.role == "client" && to(&c.peer_address, c.peer_port))
-                .map(|connection| (connection.pid, connection.name.as_str(), 1.0))
-                .collect();
-            party::culprit(snapshot, &causes).or_else(|| holder(row, seen))
+            let takers = takers(row, seen);
+            let most: f64 = takers.iter().map(|(.., ports)| ports).sum();
+            let known = Some(takers).filter(|_| most * 2.0 >= row.used as f64);
+            known.and_then(|takers| party::culprit(snapshot, &takers)).or_else(|| holder(row, seen))
         }
         _ => None,
     }
+}
+
+/// Who took the ports to a destination: with connections that are open, and those that it has closed of late.
+fn takers<'a>(row: &Bound, seen: &Seen<'a>) -> Vec<party::Cause<'a>> {
+    let to: Option<SocketAddr> = row.scope.parse().ok();
+    let is_there = |address: &str, port: u16| {
+        to.is_some_and(|to| to.port() == port && address.parse() == Ok(to.ip()))
+    };
+    let tcp = &seen.snapshot.tcp;
+    let open = tcp.connections.iter().filter(|open| open.role == "client" && open.pid != 0);
+    let open = open.filter(|open| is_there(&open.peer_address, open.peer_port));
+    let closed = tcp.closing.iter().filter(|closed| is_there(&closed.address, closed.port));
+    let mut takers: BTreeMap<u32, (&str, f64)> = BTreeMap::new();
+    let counts = open.map(|open| (open.pid, open.name.as_str(), 1.0));
+    for (pid, name, count) in
+        counts.chain(closed.map(|closed| (closed.pid, closed.name.as_str(), closed.count as f64)))
+    {
+        takers.entry(pid).or_insert((name, 0.0)).1 += count;
+    }
+    takers.into_iter().map(|(pid, (name, count))| (pid, name, count)).collect()
 }
 
 /// Who holds the sockets of a bound that no followed connection explains: each is an open file. A server has as many, if it

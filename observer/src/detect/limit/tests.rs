@@ -216,6 +216,31 @@ fn who_has_the_sockets_has_the_ports() {
 }
 
 #[test]
+fn who_closed_the_connections_has_their_ports() {
+    #[track_caller]
+    fn check(to: &str, closed: &[(u32, u64)], expect: Option<u32>) {
+        let ports = bound("ports", 0, to, 250, 256);
+        let mut snapshot = read(0, vec![ports], None);
+        let row = |(pid, count): &(u32, u64)| tcp::Closing {
+            pid: *pid,
+            name: "node".into(),
+            address: to.rsplit_once(':').unwrap().0.trim_matches(['[', ']']).into(),
+            port: 6379,
+            count: *count,
+        };
+        snapshot.tcp.closing = closed.iter().map(row).collect();
+        let found = findings(&near::KIND, SECOND, [snapshot]);
+        let culprit = found.first().and_then(|(.., finding)| finding.culprit.clone());
+        assert_eq!(culprit.and_then(|party| party.pid), expect, "{to} {closed:?}");
+    }
+    check("10.0.0.1:6379", &[(7, 240), (8, 10)], Some(7));
+    check("[fd00::1]:6379", &[(7, 10), (8, 240)], Some(8));
+    // Fewer than half: another, whom nobody saw, may have the most.
+    check("10.0.0.1:6379", &[(7, 124)], None);
+    check("10.0.0.1:443", &[(7, 240)], None);
+}
+
+#[test]
 fn a_heap_is_full_if_full_collections_leave_it_full() {
     #[track_caller]
     fn check(after: f64, collecting: f64, expect: &str) {

@@ -9,13 +9,17 @@ use std::{
 use observer_abi::{
     Counter,
     reply::Reply,
-    tcp::{CLIENT, Closed, HolderRow, Listening, Owned, SERVER, Socket, SocketRow},
+    tcp::{
+        CLIENT, Closed, HolderRow, LOCAL, Listening, OWNER_EXIT, Owned, SERVER, Socket, SocketRow,
+        UNSEEN,
+    },
 };
 
 use super::{
     Activity, CLOSED, CONNECTIONS, Connection, Endpoint, LONGEST_WAIT, Limits, OPENED, UNNEEDED_NS,
     View,
     activity::{Since, activity},
+    churn::Churn,
     endpoint::Naming,
     span::{self, Ends},
     transaction::{Watch, transaction},
@@ -34,6 +38,9 @@ pub trait PeerNames {
 
 /// Rows kept for the connections that were used last, if there are more than [`MAX_ROWS`].
 const USED_ROWS: usize = MAX_ROWS / 4;
+
+/// Who closes first stays in TIME_WAIT; where nobody saw it, it may have been us.
+const KEEPS_PORT: &[u8] = &[LOCAL, OWNER_EXIT, UNSEEN];
 
 /// Where the last segment of a connection ended.
 #[derive(Debug)]
@@ -54,6 +61,7 @@ pub struct Tcp {
     segments: HashMap<(u64, u64), Segments>,
     round: u64,
     watch: Watch,
+    churn: Churn,
     view: View,
 }
 
@@ -67,6 +75,7 @@ impl Tcp {
             segments: HashMap::new(),
             round: 0,
             watch: Watch::default(),
+            churn: Churn::default(),
             view: View::default(),
         }
     }
@@ -118,6 +127,14 @@ impl Tcp {
         let ends = Ends::of(&record.socket);
         if record.owned.role == SERVER && ends.are_here() {
             return;
+        }
+        let owned = &record.owned;
+        if owned.role == CLIENT
+            && owned.tgid != 0
+            && owned.was_established != 0
+            && KEEPS_PORT.contains(&owned.closer)
+        {
+            self.churn.add(owned.tgid, &comm_text(&owned.comm), ends.peer);
         }
         let (reason, error) = span::close_reason(record);
         let mut attrs = self.attrs(&record.owned, &ends, names);
@@ -182,7 +199,9 @@ impl Tcp {
         }
         let round = self.round;
         self.segments.retain(|_, segments| segments.round == round);
+        self.churn.fade(readings.elapsed_ns);
         self.view = View {
+            closing: self.churn.rows(),
             opened: readings.counters.get(Counter::TcpOpened),
             closed: readings.counters.get(Counter::TcpClosed),
             ..View::of(connections)

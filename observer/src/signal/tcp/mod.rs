@@ -1,6 +1,7 @@
 //! TCP lifetimes: the ledger of every connection to a database or Redis, with its owner, age and state.
 
 mod activity;
+mod churn;
 mod endpoint;
 mod fold;
 mod span;
@@ -17,7 +18,7 @@ pub use self::{
     endpoint::{Naming, known_ports},
     fold::{PeerNames, Tcp},
     transaction::Watch,
-    view::{Activity, Connection, Endpoint, Transaction, UNNEEDED_NS, View},
+    view::{Activity, Closing, Connection, Endpoint, Transaction, UNNEEDED_NS, View},
 };
 use crate::{
     config::{Config, ConfigError, Kind, Setting},

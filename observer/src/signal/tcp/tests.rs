@@ -107,6 +107,20 @@ fn tick(tcp: &mut Tcp, ktime_ns: u64, sockets: &[SocketRow], ends: bool) -> Outp
 }
 
 #[test]
+fn who_closes_first_keeps_the_port() {
+    let mut tcp = tcp();
+    for (key, closer) in [(1, LOCAL), (2, LOCAL), (3, PEER)] {
+        let record = closed(&row(key, REMOTE, 6379), 2 * SECOND, closer);
+        let out = &mut Output::default();
+        tcp.closed(&record, at(2 * SECOND), &Named::default(), &mut Anyone, out);
+    }
+    tick(&mut tcp, 3 * SECOND, &[], false);
+    let rows: Vec<_> =
+        tcp.view().closing.into_iter().map(|row| (row.pid, row.port, row.count)).collect();
+    assert_eq!(rows, [(7, 6379, 2)]);
+}
+
+#[test]
 fn connections_are_counted_by_process_and_endpoint() {
     let mut tcp = tcp();
     let other = Owned { tgid: 8, comm: comm("worker"), ..row(0, REMOTE, 0).owned };

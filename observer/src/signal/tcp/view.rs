@@ -14,6 +14,10 @@ pub struct View {
     pub connection_count: u64,
     /// Counts per process and endpoint.
     pub endpoints: Vec<Endpoint>,
+    /// Connections that processes of this host have closed first within about a minute, by process and address, the most
+    /// first; bounded by 256 rows. Their local ports are still taken.
+    #[serde(default)]
+    pub closing: Vec<Closing>,
     /// Connections opened since the agent started.
     pub opened: u64,
     /// Connections closed since the agent started.
@@ -153,4 +157,19 @@ pub struct Endpoint {
     /// Since data was last received on any of them; `None` if never.
     #[serde(default)]
     pub last_receive_ns: Option<u64>,
+}
+
+/// Connections of one process to one address that it has closed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Closing {
+    /// Owner.
+    pub pid: u32,
+    /// Its command name.
+    pub name: String,
+    /// Peer address.
+    pub address: String,
+    /// Peer port.
+    pub port: u16,
+    /// How many, fading with a constant of 60 s.
+    pub count: u64,
 }
