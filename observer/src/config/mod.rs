@@ -19,7 +19,7 @@ use self::value::Value;
 pub use self::{
     source::{DEFAULT_FILE, File, Sources},
     units::{format_bytes, format_duration, parse_bytes, parse_duration},
-    value::Fault,
+    value::{Count, Fault},
 };
 
 /// How the text of a setting is read.
@@ -56,6 +56,8 @@ pub enum Kind {
     List,
     /// List of ports, separated by commas outside TOML.
     Ports,
+    /// List of numbers at a host and port, as `HOST:PORT=NUMBER`, separated by commas outside TOML.
+    Counts,
     /// One of these words.
     Choice(&'static [&'static str]),
 }
@@ -290,6 +292,10 @@ impl Config {
     getter!(
         /// Value of a [`Kind::Ports`].
         ports, Ports(value) -> &[u16] = value, else &[]
+    );
+    getter!(
+        /// Value of a [`Kind::Counts`].
+        counts, Counts(value) -> &[Count] = value, else &[]
     );
 
     /// Where the value of a setting came from.

@@ -6,6 +6,8 @@ use super::*;
 
 const PORTS: Setting =
     Setting { key: "tcp.ports", kind: Kind::Ports, default: "", otel: &[], help: "ports" };
+const MOST: Setting =
+    Setting { key: "tcp.most", kind: Kind::Counts, default: "", otel: &[], help: "counts" };
 const NAMES: Setting =
     Setting { key: "tcp.names", kind: Kind::List, default: "a, b", otel: &[], help: "names" };
 const ROWS: Setting = Setting {
@@ -50,7 +52,7 @@ const HEADERS: Setting = Setting {
     otel: &["OTEL_HEADERS"],
     help: "headers",
 };
-const TESTED: &[Setting] = &[PORTS, NAMES, ROWS, FLAG, GAP, STEP, MODE, HEADERS];
+const TESTED: &[Setting] = &[PORTS, MOST, NAMES, ROWS, FLAG, GAP, STEP, MODE, HEADERS];
 
 fn load(toml: &str, env: &[(&str, &str)], flags: &[&str]) -> Result<Config, ConfigError> {
     let sources = Sources {
@@ -148,6 +150,31 @@ fn own_variables() {
         &[("OBSERVER_TCP_PORT", "1")],
         &[],
         &["environment OBSERVER_TCP_PORT: no such variable; did you mean OBSERVER_TCP_PORTS?"],
+    );
+}
+
+#[test]
+fn counts_at_a_host_and_port() {
+    let shown = "[\"db.example:5432=87\", \"[fd00::1]:6379=5\"]";
+    let toml = format!("[tcp]\nmost = {shown}");
+    check(&toml, &[], &[], &[&format!("tcp.most = {shown} (o.toml:2)")]);
+    let text = "db.example:5432 = 87,[fd00::1]:6379=5";
+    let expect = format!("tcp.most = {shown} (environment OBSERVER_TCP_MOST)");
+    check("", &[("OBSERVER_TCP_MOST", text)], &[], &[&expect]);
+    let mend = "write such as db.example:5432=87 or [fd00::1]:5432=87, with a port from 1 to 65535 and a number from 1 on";
+    for bad in ["db=5", "db:5432", "db:0=5", "db:5432=0", ":5432=5", "fd00::1:5432=5", "db:x=5"] {
+        let what = format!("tcp.most: \"{bad}\" is not HOST:PORT=NUMBER; {mend}");
+        let expect = what.replace("tcp.most:", "environment OBSERVER_TCP_MOST:");
+        check("", &[("OBSERVER_TCP_MOST", bad)], &[], &[&expect]);
+        check(&format!("[tcp]\nmost = ['{bad}']"), &[], &[], &[&format!("o.toml:2:8: {what}")]);
+    }
+    check(
+        "[tcp]\nmost = [5]",
+        &[],
+        &[],
+        &[
+            "o.toml:2:8: tcp.most: found a TOML integer; write a list such as [\"db.example:5432=87\"]",
+        ],
     );
 }
 

@@ -1,8 +1,8 @@
 //! One value of a setting: read from text or from TOML, checked against its [`Kind`], written as TOML.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-use toml::de::{DeInteger, DeValue};
+use toml::de::{DeArray, DeInteger, DeValue};
 
 use super::{
     Kind,
@@ -29,6 +29,45 @@ impl Fault {
     }
 }
 
+/// A number of something at a host and port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Count {
+    /// Name or address, without brackets.
+    pub host: String,
+    /// Port, at least 1.
+    pub port: u16,
+    /// How many, at least 1.
+    pub number: u64,
+}
+
+impl Count {
+    fn read(text: &str) -> Result<Self, Fault> {
+        let read = || {
+            let (place, number) = text.trim().rsplit_once('=')?;
+            let (host, port) = place.trim().rsplit_once(':')?;
+            let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+            let host = bare.or(Some(host).filter(|host| !host.contains([':', '[', ']'])))?;
+            let (port, number) = (port.parse().ok()?, number.trim().parse().ok()?);
+            let fits = !host.is_empty() && port > 0 && number > 0;
+            fits.then(|| Self { host: host.to_owned(), port, number })
+        };
+        let wrong = || Fault::new(format!("{text:?} is not HOST:PORT=NUMBER"), COUNT_MEND);
+        read().ok_or_else(wrong)
+    }
+}
+
+const COUNT_MEND: &str = "write such as db.example:5432=87 or [fd00::1]:5432=87, with a port from 1 to 65535 and a number from 1 on";
+
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port, number } = self;
+        match host.contains(':') {
+            true => write!(f, "[{host}]:{port}={number}"),
+            false => write!(f, "{host}:{port}={number}"),
+        }
+    }
+}
+
 /// A value that fits its [`Kind`].
 #[derive(Clone, PartialEq)]
 pub(super) enum Value {
@@ -39,6 +78,7 @@ pub(super) enum Value {
     Text(String),
     List(Vec<String>),
     Ports(Vec<u16>),
+    Counts(Vec<Count>),
 }
 
 impl Kind {
@@ -68,6 +108,9 @@ impl Kind {
                 .map(|item| port(item, &format!("{item:?}")))
                 .collect::<Result<_, _>>()
                 .map(Value::Ports),
+            Kind::Counts => {
+                items(text).map(Count::read).collect::<Result<_, _>>().map(Value::Counts)
+            }
             Kind::Choice(words) => match words.iter().find(|word| **word == text.trim()) {
                 Some(word) => Ok(Value::Text((*word).to_owned())),
                 None => Err(unknown_word(text, words)),
@@ -115,13 +158,12 @@ impl Kind {
                 Err(units::no_size_unit(&number.to_string()))
             }
             (Kind::List, DeValue::Array(array)) => {
-                let texts = array.iter().map(|item| {
-                    item.get_ref()
-                        .as_str()
-                        .map(str::to_owned)
-                        .ok_or_else(|| self.mistyped(item.get_ref()))
-                });
+                let texts = self.toml_texts(array).map(|text| text.map(str::to_owned));
                 texts.collect::<Result<_, _>>().map(Value::List)
+            }
+            (Kind::Counts, DeValue::Array(array)) => {
+                let counts = self.toml_texts(array).map(|text| Count::read(text?));
+                counts.collect::<Result<_, _>>().map(Value::Counts)
             }
             (Kind::Ports, DeValue::Array(array)) => array
                 .iter()
@@ -138,6 +180,14 @@ impl Kind {
             ) => self.read_text(text),
             _ => Err(self.mistyped(value)),
         }
+    }
+
+    fn toml_texts<'a>(
+        &self,
+        array: &'a DeArray<'_>,
+    ) -> impl Iterator<Item = Result<&'a str, Fault>> {
+        let items = array.iter().map(|item| item.get_ref());
+        items.map(|item| item.as_str().ok_or_else(|| self.mistyped(item)))
     }
 
     fn toml_port(&self, item: &DeValue<'_>) -> Result<u16, Fault> {
@@ -185,6 +235,7 @@ impl Kind {
             Kind::Text | Kind::Secret => "text in quotes".to_owned(),
             Kind::List => "a list of texts, such as [\"a\", \"b\"]".to_owned(),
             Kind::Ports => "a list of ports, such as [5432, 6379]".to_owned(),
+            Kind::Counts => "a list such as [\"db.example:5432=87\"]".to_owned(),
             Kind::Choice(words) => format!("one of {}", words.join(", ")),
         }
     }
@@ -209,6 +260,10 @@ impl Value {
             Value::Bytes(bytes) => format!("\"{}\"", units::format_bytes(*bytes)),
             Value::Text(text) => toml::Value::from(text.as_str()).to_string(),
             Value::List(texts) => toml::Value::from(texts.clone()).to_string(),
+            Value::Counts(counts) => {
+                let texts: Vec<_> = counts.iter().map(ToString::to_string).collect();
+                toml::Value::from(texts).to_string()
+            }
             Value::Ports(ports) => {
                 toml::Value::from(ports.iter().map(|port| i64::from(*port)).collect::<Vec<_>>())
                     .to_string()

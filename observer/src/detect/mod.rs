@@ -103,6 +103,8 @@ pub const ALL: &[&Kind] = &[
     &connection::leak::LEAK,
     &connection::duplicate::DUPLICATE_POOLS,
     &connection::orphan::ORPHANS,
+    &connection::budget::BUDGET,
+    &connection::budget::REACH,
     // Memory.
     &memory::exhaustion::KIND,
     &memory::cgroup::KIND,

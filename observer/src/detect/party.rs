@@ -102,6 +102,11 @@ pub fn culprit(snapshot: &Snapshot, causes: &[Cause<'_>]) -> Option<Party> {
     Some(Party { group, name, pid: Some(pid), pids, share_ratio, title })
 }
 
+/// The group of a process, in a sentence.
+pub fn group_title(snapshot: &Snapshot, pid: u32, group: Group) -> String {
+    titled(group, &name_of(snapshot, pid, group).unwrap_or_default())
+}
+
 /// What a person calls the group that a process belongs to.
 fn name_of(snapshot: &Snapshot, pid: u32, group: Group) -> Option<String> {
     let process = snapshot.processes.get(&pid)?;

@@ -13,6 +13,9 @@ const MAX_BYTES: usize = 512 * 1024;
 /// Port of a server that is told none.
 const DEFAULT_PORT: u16 = 6379;
 
+/// maxclients of a server that is told none.
+const DEFAULT_CLIENTS: u64 = 10_000;
+
 /// Where distributions and images put the file.
 const PLACES: &[&str] = &[
     "/etc/redis/redis.conf",
@@ -78,6 +81,7 @@ fn options(command_line: &str) -> Option<String> {
 fn parse(text: &str) -> Redis {
     let defaults = Redis {
         port: DEFAULT_PORT,
+        max_clients: Some(DEFAULT_CLIENTS),
         maxmemory_known: true,
         maxmemory_policy: "noeviction".to_owned(),
         save: Some(true),
@@ -99,6 +103,7 @@ fn with(mut redis: Redis, text: &str) -> Redis {
                 redis.maxmemory_bytes = bytes(value).filter(|bytes| *bytes > 0);
                 redis.maxmemory_known = true;
             }
+            "maxclients" => redis.max_clients = value.parse().ok().or(redis.max_clients),
             "maxmemory-policy" => redis.maxmemory_policy = value.to_owned(),
             "save" => redis.save = Some(!value.is_empty()),
             "appendonly" => redis.append_only = Some(value.eq_ignore_ascii_case("yes")),
@@ -164,6 +169,8 @@ mod tests {
             false,
         );
         assert_eq!(parse("appendonly yes").append_only, Some(true));
+        assert_eq!(parse("").max_clients, Some(10_000));
+        assert_eq!(parse("maxclients 50\nmaxclients x").max_clients, Some(50));
     }
 
     #[test]

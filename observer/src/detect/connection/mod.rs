@@ -4,6 +4,7 @@
 //! the pools; the other files are the kinds.
 
 mod blocker;
+pub mod budget;
 mod crowd;
 pub mod dead;
 pub mod duplicate;

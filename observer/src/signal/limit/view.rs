@@ -168,6 +168,8 @@ pub struct Redis {
     pub save: Option<bool>,
     /// Whether the append-only file is on, whose rewriting forks; null if not known.
     pub append_only: Option<bool>,
+    /// `maxclients`; null if not known. What was set at run time is not seen.
+    pub max_clients: Option<u64>,
 }
 
 /// Limits of a PostgreSQL server.

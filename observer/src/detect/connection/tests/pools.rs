@@ -128,7 +128,16 @@ fn a_leak_is_critical_when_the_server_is_nearly_full() {
         snapshot.limit.runtimes.push(Runtime { pid: 5, facts, ..Runtime::default() });
         snapshot
     };
-    check(100, at, &["48 connection.leak WARN node 7", "88 connection.leak CRITICAL node 7"]);
+    check(
+        100,
+        at,
+        &[
+            "48 connection.leak WARN node 7",
+            "66 connection.budget WARN node 7",
+            "76 connection.budget CRITICAL node 7",
+            "88 connection.leak CRITICAL node 7",
+        ],
+    );
 }
 
 #[test]
