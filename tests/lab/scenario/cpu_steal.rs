@@ -51,7 +51,7 @@ fn run(stage: &mut Stage, most: u32) {
     stage.health(shop.port, "/health");
     stage.tell("victim", json!({ "pids": [shop.pid()] }));
     let visitors = Visitors::start(shop.port, "/order?ms=10", Rate::even(5.0));
-    stage.culprit(&["steal", "host"], &[]);
+    stage.culprit(&["hypervisor (steal)"], &[]);
     stage.begin();
     let every = 60.0 / stage.rate();
     let mut before = ticks();
