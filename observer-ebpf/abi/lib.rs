@@ -9,6 +9,7 @@
 pub mod alloc;
 pub mod classic;
 pub mod histogram;
+pub mod malloc;
 pub mod offsets;
 pub mod oom;
 pub mod reply;

@@ -11,6 +11,7 @@ mod findings;
 mod jvm;
 mod ladder;
 mod limit;
+mod malloc;
 mod oom;
 mod proc;
 mod sched;

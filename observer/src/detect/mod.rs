@@ -26,6 +26,7 @@ mod track;
 mod trend;
 mod uplink;
 
+pub use self::memory::growing_processes;
 pub use self::{
     finding::{
         Evidence, Finding, Group, Level, Link, MAX_PIDS, Party, Quality, Undecided, View, evidence,

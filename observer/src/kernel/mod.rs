@@ -6,9 +6,11 @@
     reason = "one Pod impl for map types and some C calls without a safe wrapper"
 )]
 
+pub mod allocator;
 pub mod alone;
 pub mod btf;
 mod load;
+pub mod malloc;
 pub mod offsets;
 mod packets;
 pub mod plan;

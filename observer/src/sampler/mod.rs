@@ -4,6 +4,7 @@
 
 mod clock;
 mod limits;
+mod malloc;
 mod record;
 mod replies;
 mod report;
@@ -22,7 +23,10 @@ use anyhow::Result;
 use observer_abi::alloc::{TASK_KERNEL, TASK_LEADER};
 
 pub use self::clock::now;
-use self::{record::Fold, replies::Replies, rows::Rows, usage::Usage, watch::HOLDERS_RETRY_NS};
+use self::{
+    malloc::Malloc, record::Fold, replies::Replies, rows::Rows, usage::Usage,
+    watch::HOLDERS_RETRY_NS,
+};
 use crate::{
     config::{self, Config},
     detect::Detect,
@@ -30,7 +34,7 @@ use crate::{
     files::Files,
     host::{Disks, Info},
     identity::{Identities, Process},
-    kernel::{Counters, Kernel, Options, Packets, Scope},
+    kernel::{self, Counters, Kernel, Options, Packets, Scope},
     limits::Limits,
     proc,
     signal::{
@@ -117,6 +121,7 @@ pub struct Sampler {
     watch_names: Vec<String>,
     rows: Rows,
     replies: Replies,
+    malloc: Malloc,
     last: Last,
     counters: Counters,
     usage: Usage,
@@ -149,6 +154,10 @@ impl Sampler {
         let mut other_programs = Vec::new();
         let packets = open_packets(config.text(&config::DNS), &mut other_programs);
         let kernel = Kernel::open(&options);
+        // Whoever does not want it does not miss it.
+        let malloc = config.bool(&alloc::MALLOC_PROBE);
+        let malloc = malloc.then(|| kernel::malloc::row(kernel.support()));
+        other_programs.extend(malloc.clone());
         let limits = open_limits(config, &mut other_programs);
         let now = now();
         let map_bytes = kernel.map_bytes();
@@ -174,6 +183,7 @@ impl Sampler {
             watch_names: config.list(&sched::WATCH).to_vec(),
             rows: Rows::default(),
             replies: Replies::default(),
+            malloc: Malloc::new(malloc.as_ref()),
             last: Last { holders_pause_ns: HOLDERS_RETRY_NS, ..Last::default() },
             counters: Counters::default(),
             usage: Usage::default(),

@@ -65,6 +65,9 @@ impl Sampler {
         let culprit_pid = clock.and_then(|finding| finding.culprit.as_ref()?.pid);
         self.oom.foretell(left_s, culprit_pid);
         (snapshot.oom.exhaustion_seconds, snapshot.oom.culprit_pid) = (left_s, culprit_pid);
+        if !ends {
+            self.probe_malloc(snapshot);
+        }
     }
 
     fn losses(&self) -> Vec<Loss> {

@@ -7,7 +7,7 @@ use crate::{
     detect::{self, Finding, Group, Level, Link, Party, Undecided, evidence},
     identity::{Pm2, Process},
     signal::{
-        alloc::{self, AllocationStack, Failure, ProcessMemory},
+        alloc::{self, AllocationStack, Failure, MallocProbe, ProcessMemory},
         limit::{self, Bound, Facts, Host, Jvm, Node, Pm2Daemon, Postgres, Redis, Runtime},
         oom::{self, MemoryCgroup, OomKill, Pressure, Reclaimer},
         sched::{self, BlockedTask, Consumer, CpuCgroup, Disk, EventLoop, Thread},
@@ -112,6 +112,16 @@ fn alloc() -> alloc::View {
         share: 0.62,
         samples: 31,
     };
+    let malloc = MallocProbe {
+        time_unix_ns: 1_795_221_190 * SECOND,
+        outcome: "probed for 10.0 s".into(),
+        probed_ns: 10 * SECOND,
+        hits: 61_000,
+        samples: 320,
+        lost: 0,
+        outstanding_bytes: 19 * MIB,
+        stacks: vec![stack.clone()],
+    };
     alloc::View {
         processes: vec![
             ProcessMemory {
@@ -129,6 +139,7 @@ fn alloc() -> alloc::View {
                 anon_bytes: 680 * MIB,
                 growth_bytes_per_second: 3.0 * MIB as f64,
                 stacks: vec![stack],
+                malloc: Some(malloc),
                 ..ProcessMemory::default()
             },
         ],

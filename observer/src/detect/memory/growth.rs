@@ -1,6 +1,6 @@
 //! How all processes grow, followed once for the kinds that need it.
 
-use super::{cgroup::Cgroups, exhaustion::Exhaustion, history::Histories, leak::Leak};
+use super::{cgroup::Cgroups, exhaustion::Exhaustion, history::Histories, leak::Leak, probed};
 use crate::{
     config::Config,
     detect::{Detector, Judgement, Seen},
@@ -27,9 +27,11 @@ impl Growth {
 
 impl Detector for Growth {
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+        let before = found.len();
         self.processes.tick(seen.snapshot, seen.now_ns as f64 / 1e9);
         self.exhaustion.look(seen, &self.processes, found);
         self.cgroups.look(seen, &self.processes, found);
         self.leak.look(seen, &self.processes, found);
+        found[before..].iter_mut().for_each(|judgement| probed::add(seen, judgement));
     }
 }

@@ -13,6 +13,7 @@ pub mod leak;
 mod levels;
 mod outlook;
 mod pressure;
+mod probed;
 mod room;
 mod slope;
 pub mod spike;
@@ -21,6 +22,8 @@ mod testing;
 #[cfg(test)]
 mod tests;
 pub mod thrash;
+
+pub use self::probed::growing_processes;
 
 /// A size for a person.
 fn bytes(amount: f64) -> String {

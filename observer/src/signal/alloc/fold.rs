@@ -13,8 +13,10 @@ use observer_abi::{
 use super::{
     AllocationStack, CREATED, EXITED, Limits, MAX_FAILURES, MEMORY_ANON, MEMORY_GROWTH,
     MEMORY_SWAP, MEMORY_USAGE, ProcessMemory, SHORT_LIVED, View, exit,
+    malloc::{self, Told},
 };
 use crate::{
+    kernel::malloc::Probed,
     signal::{Now, Output, Readings, Who, comm_text, per_second},
     snapshot::MAX_ROWS,
     telemetry::{Attr, Event, Metric, Number, Point, Severity, Subject, attr},
@@ -60,6 +62,7 @@ struct History {
     bytes: Option<u64>,
     growth_bytes_per_second: f64,
     stacks: Vec<Stack>,
+    malloc: Option<Told>,
     told_ktime_ns: u64,
     seen: u64,
 }
@@ -161,18 +164,25 @@ impl Alloc {
             history.stacks.clear();
         }
         memory.stacks = history.shown();
+        memory.malloc = history.malloc.as_ref().map(Told::shown);
+        let is_due = history.malloc.as_mut().is_some_and(|told| told.is_due(readings.now));
+        let probe = memory.malloc.as_ref().filter(|_| is_due);
         let grows = history.grows(&self.limits, readings.now);
         if grows {
             history.told_ktime_ns = readings.now.ktime_ns;
         }
-        if grows || step >= self.limits.step_bytes {
+        if grows || step >= self.limits.step_bytes || probe.is_some() {
             let process = who.process(row.tgid, Some(row.start_boottime_ns), &memory.name);
             let subject = Subject::Process(process);
             if grows {
                 out.event(growth_event(&memory, readings.now, subject.clone()));
             }
             if step >= self.limits.step_bytes {
-                out.event(step_event(&memory, step, readings.now, subject));
+                out.event(step_event(&memory, step, readings.now, subject.clone()));
+            }
+            if let Some(probe) = probe {
+                let (body, attrs) = malloc::words(&memory, probe);
+                out.event(event("observer.memory.malloc", body, attrs, readings.now, subject));
             }
         }
         memory
@@ -211,12 +221,21 @@ impl Alloc {
         history.stacks.truncate(MAX_STACKS);
     }
 
+    /// Takes what a probing of a process's allocator has told, or why it could not. It takes the place of the one before.
+    pub fn add_probed(&mut self, process: (u32, u64), probed: Result<Probed, String>, now: Now) {
+        // A process that is gone has nobody who could be told.
+        if let Some(history) = self.histories.get_mut(&process) {
+            history.malloc = Some(Told::new(probed, now));
+        }
+    }
+
     /// Stacks to be given names, with their leaf returns: of each growing process those that would be shown.
     pub fn unnamed(&self) -> Vec<(u32, Vec<Addresses>)> {
         let stacks = |history: &History| -> Vec<_> {
-            let shown =
-                history.stacks.iter().take(SHOWN_STACKS).filter(|stack| stack.frames.is_empty());
-            shown.map(|stack| (stack.addresses.clone(), stack.leaf_return)).collect()
+            let shown = history.stacks.iter().take(SHOWN_STACKS);
+            let asked = history.malloc.iter().flat_map(|told| told.stacks.iter().map(|(of, _)| of));
+            let unnamed = shown.chain(asked).filter(|stack| stack.frames.is_empty());
+            unnamed.map(|stack| (stack.addresses.clone(), stack.leaf_return)).collect()
         };
         let all = self.histories.iter().map(|((pid, _), history)| (*pid, stacks(history)));
         all.filter(|(_, stacks)| !stacks.is_empty()).collect()
@@ -225,8 +244,10 @@ impl Alloc {
     /// Takes the names of a stack.
     pub fn name_stack(&mut self, pid: u32, addresses: &[u64], frames: Vec<String>) {
         let Some(history) = self.history_of(pid) else { return };
-        if let Some(stack) = history.stacks.iter_mut().find(|stack| stack.addresses == addresses) {
-            stack.frames = frames;
+        let asked = history.malloc.iter_mut().flat_map(|told| told.stacks.iter_mut());
+        let all = history.stacks.iter_mut().chain(asked.map(|(stack, _)| stack));
+        for stack in all.filter(|stack| stack.addresses == addresses) {
+            stack.frames.clone_from(&frames);
         }
     }
 
@@ -312,11 +333,7 @@ impl History {
             return Vec::new();
         }
         let shown = |stack: &Stack| AllocationStack {
-            frames: if stack.frames.is_empty() {
-                addresses(&stack.addresses)
-            } else {
-                stack.frames.clone()
-            },
+            frames: stack.shown_frames(),
             share: stack.samples as f64 / all as f64,
             samples: stack.samples,
         };
@@ -324,8 +341,14 @@ impl History {
     }
 }
 
-fn addresses(addresses: &[u64]) -> Vec<String> {
-    addresses.iter().map(|address| format!("{address:#x}")).collect()
+impl Stack {
+    /// Names of its functions, or its addresses.
+    pub(super) fn shown_frames(&self) -> Vec<String> {
+        if self.frames.is_empty() {
+            return self.addresses.iter().map(|address| format!("{address:#x}")).collect();
+        }
+        self.frames.clone()
+    }
 }
 
 fn growth_event(memory: &ProcessMemory, now: Now, subject: Subject) -> Event {

@@ -2,6 +2,7 @@
 
 mod exit;
 mod fold;
+mod malloc;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -10,7 +11,8 @@ use std::time::Duration;
 
 pub use self::{
     fold::{Alloc, Stack},
-    view::{AllocationStack, Failure, ProcessMemory, View},
+    malloc::asker,
+    view::{AllocationStack, Failure, MallocProbe, ProcessMemory, View},
 };
 use crate::{
     config::{Config, Kind, Setting},
@@ -35,7 +37,7 @@ pub const SIGNAL: Signal = Signal {
         &EXITED,
         &SHORT_LIVED,
     ],
-    settings: &[FAULT_PERIOD, STEP, GROWTH, EXPORTED],
+    settings: &[FAULT_PERIOD, STEP, GROWTH, EXPORTED, MALLOC_PROBE],
     table: panes::alloc::table,
 };
 
@@ -115,6 +117,15 @@ pub const EXPORTED: Setting = Setting {
     default: "64",
     otel: &[],
     help: "the largest processes whose memory is exported as metrics; growing ones are always exported",
+};
+
+/// Probing of a suspect.
+pub const MALLOC_PROBE: Setting = Setting {
+    key: "alloc.malloc_probe",
+    kind: Kind::Bool,
+    default: "true",
+    otel: &[],
+    help: "whether the malloc of a process is probed for up to ten seconds, once, when a finding says at WARN that its memory grows",
 };
 
 /// The settings, read once.

@@ -350,3 +350,51 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_malloc_was_asked_for_is_told_once_and_with_names() {
+    use crate::kernel::malloc::{Outstanding, Probed};
+    let probed = |stacks: &[(u64, u64)]| Probed {
+        time: Duration::from_secs(10),
+        outstanding_bytes: stacks.iter().map(|(_, mib)| mib << 20).sum(),
+        stacks: stacks
+            .iter()
+            .map(|(caller, mib)| Outstanding {
+                addresses: vec![1, *caller],
+                bytes: mib << 20,
+                samples: 4,
+            })
+            .collect(),
+        ..Probed::default()
+    };
+    let bodies = |out: &Output| -> Vec<String> {
+        let events = out.batch.events.iter();
+        events.filter(|of| of.name == "observer.memory.malloc").map(|of| of.body.clone()).collect()
+    };
+    let mut alloc = Alloc::new(LIMITS);
+    tick(&mut alloc, SECOND, &[row(7, 100)]);
+    alloc.add_probed((7, 1), Ok(probed(&[(3, 9)])), at(SECOND));
+    assert_eq!(alloc.unnamed(), [], "of another process with this pid");
+    alloc.add_probed((7, 70), Ok(probed(&[(3, 9), (4, 1)])), at(SECOND));
+    assert_eq!(alloc.unnamed(), [(7, vec![(vec![1, 3], 0), (vec![1, 4], 0)])]);
+    assert!(bodies(&tick(&mut alloc, 2 * SECOND, &[row(7, 100)])).is_empty(), "not without names");
+    let shown = alloc.view().processes[0].malloc.clone().unwrap();
+    assert_eq!((shown.stacks[0].share, &*shown.stacks[0].frames[1]), (0.9, "0x3"));
+    for (caller, name) in [(3, "keep"), (4, "cache")] {
+        alloc.name_stack(7, &[1, caller], vec!["malloc".into(), name.into()]);
+    }
+    let told = bodies(&tick(&mut alloc, 3 * SECOND, &[row(7, 100)]));
+    let body =
+        "malloc of node (7): probed for 10.0 s; 10.0 MiB were not freed, 90 % of them from keep";
+    assert_eq!(told, [body]);
+    assert!(bodies(&tick(&mut alloc, 60 * SECOND, &[row(7, 100)])).is_empty(), "once");
+
+    alloc.add_probed((7, 70), Ok(probed(&[(5, 1)])), at(60 * SECOND));
+    assert!(bodies(&tick(&mut alloc, 89 * SECOND, &[row(7, 100)])).is_empty());
+    assert_eq!(bodies(&tick(&mut alloc, 90 * SECOND, &[row(7, 100)])).len(), 1, "nobody knows it");
+    alloc.add_probed((7, 70), Err("malloc not found in /app".into()), at(90 * SECOND));
+    let told = bodies(&tick(&mut alloc, 91 * SECOND, &[row(7, 100)]));
+    assert_eq!(told, ["malloc of node (7): malloc not found in /app"]);
+    tick(&mut alloc, 92 * SECOND, &[]);
+    assert!(alloc.unnamed().is_empty(), "it is gone");
+}

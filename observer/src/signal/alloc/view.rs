@@ -48,6 +48,30 @@ pub struct ProcessMemory {
     pub growth_bytes_per_second: f64,
     /// Stacks that touched new pages most, only for processes that grow.
     pub stacks: Vec<AllocationStack>,
+    /// What was found in its allocator when it was last probed; null if it never was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub malloc: Option<MallocProbe>,
+}
+
+/// The allocator of a process, probed for some seconds because a finding named it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct MallocProbe {
+    /// When it was over.
+    pub time_unix_ns: u64,
+    /// One sentence: how long it took and what ended it, or why it could not be done.
+    pub outcome: String,
+    /// For how long allocations were seen.
+    pub probed_ns: u64,
+    /// Hits of probes: calls, and returns of functions that allocate.
+    pub hits: u64,
+    /// Allocations that were sampled, freed ones included.
+    pub samples: u64,
+    /// Samples that found no room.
+    pub lost: u64,
+    /// Bytes that were allocated meanwhile and not freed, as estimated from the samples.
+    pub outstanding_bytes: u64,
+    /// Who asked for most of them; `share` is of these bytes, `samples` those of the stack that were not freed.
+    pub stacks: Vec<AllocationStack>,
 }
 
 /// A process that ended abnormally. `pid` finds its identity in [`Snapshot::processes`], if it was known.
@@ -74,13 +98,13 @@ pub struct Failure {
     pub service_name: String,
 }
 
-/// One stack of sampled page faults.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+/// One stack of sampled page faults, or of allocations that were sampled in [`MallocProbe`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct AllocationStack {
     /// Function names, innermost first; an address where no symbol is known.
     pub frames: Vec<String>,
-    /// Share of the process's sampled faults, 0 to 1.
+    /// Share of the process's sampled faults, or of its bytes that were not freed, 0 to 1.
     pub share: f64,
-    /// Sampled faults.
+    /// Sampled faults, or allocations.
     pub samples: u64,
 }

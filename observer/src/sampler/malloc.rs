@@ -1,0 +1,109 @@
+//! The malloc of a suspect: when a finding names a process whose memory grows, its allocator is probed for some seconds, on a
+//! thread of its own, one process at a time.
+
+use std::{
+    collections::BTreeMap,
+    thread::{self, JoinHandle},
+};
+
+use anyhow::Result;
+use observer_abi::alloc::TASK_LEADER;
+
+use super::{Sampler, clock::now};
+use crate::{
+    detect,
+    kernel::malloc::{self, Probed},
+    signal::Now,
+    snapshot::{Program, Snapshot, Verdict},
+};
+
+/// The same process is not probed again for so long.
+const AGAIN_NS: u64 = 600_000_000_000;
+/// Processes probed within that time. Beyond, none is.
+const MAX_PROBED: usize = 64;
+
+/// Pid and start of a process.
+type Key = (u32, u64);
+
+/// Who is being probed, and who was.
+#[derive(Default)]
+pub(super) struct Malloc {
+    is_on: bool,
+    running: Option<(Key, JoinHandle<Result<Probed>>)>,
+    /// When it began.
+    probed: BTreeMap<Key, u64>,
+}
+
+impl Malloc {
+    /// By the row of the probe, if it is wanted.
+    pub(super) fn new(row: Option<&Program>) -> Self {
+        let is_on = row.is_some_and(|row| row.verdict == Verdict::Standby);
+        Self { is_on, ..Self::default() }
+    }
+
+    /// Who of these is to be probed now.
+    fn choose(&mut self, suspects: impl Iterator<Item = Key>, now: Now) -> Option<Key> {
+        self.probed.retain(|_, began| now.since(*began) < AGAIN_NS);
+        let mut new = suspects.filter(|key| !self.probed.contains_key(key));
+        let is_free = self.is_on && self.running.is_none() && self.probed.len() < MAX_PROBED;
+        let key = is_free.then(|| new.next()).flatten()?;
+        self.probed.insert(key, now.ktime_ns);
+        Some(key)
+    }
+}
+
+impl Sampler {
+    /// Takes what a probing has told, and begins another if a finding asks for it.
+    pub(super) fn probe_malloc(&mut self, snapshot: &Snapshot) {
+        let now = now();
+        let is_over = |(_, thread): &mut (Key, JoinHandle<_>)| thread.is_finished();
+        if let Some(((pid, start), thread)) = self.malloc.running.take_if(is_over) {
+            let told = thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("its thread failed")));
+            self.alloc.add_probed((pid, start), told.map_err(|error| format!("{error:#}")), now);
+        }
+        let suspects = detect::growing_processes(&snapshot.detect);
+        let tasks = &self.rows.tasks;
+        let suspects = suspects.filter(|pid| *pid != std::process::id()).filter_map(|pid| {
+            let row = tasks.iter().find(|row| row.tgid == pid && row.flags & TASK_LEADER != 0)?;
+            Some((pid, row.start_boottime_ns))
+        });
+        let Some(key) = self.malloc.choose(suspects, now) else { return };
+        // Should the agent end meanwhile, the kernel lets go of what it had attached.
+        let probe = move || malloc::probe(key.0, malloc::MAX_TIME);
+        match thread::Builder::new().name("malloc".to_owned()).spawn(probe) {
+            Ok(thread) => self.malloc.running = Some((key, thread)),
+            Err(error) => {
+                self.alloc.add_probed(key, Err(format!("no thread to do it: {error}")), now);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_probed_once_in_a_while_and_no_two_at_once() {
+        let at = |second: u64| Now { ktime_ns: second * 1_000_000_000, unix_ns: 0 };
+        let row = |verdict| Program { verdict, ..Program::default() };
+        let mut malloc = Malloc::new(Some(&row(Verdict::Standby)));
+        let mut check = |suspects: &[Key], second, expect| {
+            assert_eq!(malloc.choose(suspects.iter().copied(), at(second)), expect, "{second} s");
+        };
+        check(&[], 1, None);
+        check(&[(1, 5), (2, 5)], 2, Some((1, 5)));
+        check(&[(1, 5), (2, 5)], 3, Some((2, 5)));
+        check(&[(1, 5), (2, 5)], 4, None);
+        check(&[(1, 6)], 5, Some((1, 6)));
+        check(&[(1, 5), (2, 5)], 601, None);
+        check(&[(1, 5), (2, 5)], 602, Some((1, 5)));
+        let crowd: Vec<Key> = (10..200).map(|pid| (pid, 0)).collect();
+        let probed =
+            (700..900).filter(|at_s| malloc.choose(crowd.iter().copied(), at(*at_s)).is_some());
+        assert!(probed.count() <= MAX_PROBED);
+        for off in [None, Some(&row(Verdict::Impossible))] {
+            assert_eq!(Malloc::new(off).choose([(1, 1)].into_iter(), at(1)), None);
+        }
+    }
+}
