@@ -82,7 +82,7 @@ fn held<'a>(seen: &Seen<'_>, groups: impl Iterator<Item = &'a str>) -> ByKey<&'a
 }
 
 /// `/a/b` is within `/a/b`, `/a` and `/`.
-fn ancestors(path: &str) -> impl Iterator<Item = &str> {
+pub(in crate::detect) fn ancestors(path: &str) -> impl Iterator<Item = &str> {
     fn parent<'a>(path: &&'a str) -> Option<&'a str> {
         let at = path.rfind('/').filter(|_| path.len() > 1)?;
         path.get(..at.max(1))

@@ -1,7 +1,7 @@
 //! Why somebody who could run waits for a CPU, and who is to blame. Whoever uses the CPU at that time need not be: while
 //! memory is short, programs use it to read back pages that they lost a moment ago, and a quota leaves CPUs idle.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use super::{is_memory_short, stack::Class, throttled};
 use crate::{
@@ -10,6 +10,7 @@ use crate::{
         judgement::Blamed,
         key::ByKey,
         mean::Mean,
+        memory::cgroup::ancestors,
         party::{self, Cause},
     },
     signal::sched::Consumer,
@@ -105,9 +106,9 @@ pub(super) struct Blamer {
     /// When memory was short last.
     short_ns: Option<u64>,
     /// Hits of memory limits by path, and when the last came; followed while tasks stall.
-    limits: BTreeMap<String, (u64, Option<u64>)>,
+    limits: ByKey<String, (u64, Option<u64>)>,
     /// By path: share of its periods in which a quota holds a group back.
-    quotas: BTreeMap<String, Lately>,
+    quotas: ByKey<String, Lately>,
     /// Direct reclaims at the tick before, time in them by pid, and the share of the tick that they took.
     reclaims: u64,
     reclaimed_ns: ByKey<u32, u64>,
@@ -156,17 +157,23 @@ impl Blamer {
     }
 
     fn follow_quotas(&mut self, seen: &Seen<'_>) {
-        let groups = &seen.snapshot.sched.throttled;
-        for group in groups.iter().filter(|group| group.throttled_ratio >= ELSEWHERE) {
-            if !self.quotas.contains_key(&group.path) && self.quotas.len() < MAX_GROUPS {
-                self.quotas.insert(group.path.clone(), Lately::default());
+        let mut before = std::mem::take(&mut self.quotas);
+        for group in seen.snapshot.sched.throttled.iter().take(MAX_GROUPS) {
+            let known = before.remove_entry(&group.path);
+            if known.is_none() && group.throttled_ratio < ELSEWHERE {
+                continue;
             }
+            let (path, mut share) =
+                known.unwrap_or_else(|| (group.path.clone(), Lately::default()));
+            share.add(group.throttled_ratio, seen.elapsed_ns);
+            self.quotas.insert(path, share);
         }
-        self.quotas.retain(|path, share| {
-            let group = groups.iter().find(|group| group.path == *path);
-            share.add(group.map_or(0.0, |group| group.throttled_ratio), seen.elapsed_ns);
-            share.value() >= 0.2 * ELSEWHERE
-        });
+        // Those that have no quota any more.
+        for (path, mut share) in before {
+            share.add(0.0, seen.elapsed_ns);
+            self.quotas.insert(path, share);
+        }
+        self.quotas.retain(|_, share| share.value() >= 0.2 * ELSEWHERE);
     }
 
     fn follow_reclaim(&mut self, seen: &Seen<'_>) {
@@ -218,10 +225,9 @@ impl Blamer {
         }
         let own = throttled::cgroup(seen, pid)?;
         let least = (QUOTA * share).max(ELSEWHERE);
-        let holds = |(path, held): &(&String, &Lately)| {
-            held.value() >= least && throttled::is_within(own, path)
-        };
-        self.quotas.iter().find(holds).map(|(path, _)| path.as_str())
+        let mut above = ancestors(own).filter_map(|path| self.quotas.get_key_value(path));
+        let held = above.find(|(_, held)| held.value() >= least);
+        held.map(|(path, _)| path.as_str())
     }
 
     /// Whether want of memory, of the host or of the process's control group, explains that it does not get on for this
@@ -230,20 +236,14 @@ impl Blamer {
         if self.stalled.value() < (PAGING * share).max(STALLED) {
             return false;
         }
-        let lately = |at_ns: Option<u64>| {
-            at_ns.is_some_and(|at_ns| seen.now_ns.saturating_sub(at_ns) < LATELY_NS)
-        };
-        lately(self.short_ns) || self.limit(pid, seen).is_some()
+        is_late(self.short_ns, seen) || self.limit(pid, seen).is_some()
     }
 
     /// The control group of a process that has hit its memory limit of late.
     fn limit(&self, pid: u32, seen: &Seen<'_>) -> Option<&str> {
         let own = &seen.process(pid)?.cgroup;
-        let is_hit = |(path, (_, at_ns)): &(&String, &(u64, Option<u64>))| {
-            at_ns.is_some_and(|at_ns| seen.now_ns.saturating_sub(at_ns) < LATELY_NS)
-                && throttled::is_within(own, path)
-        };
-        self.limits.iter().find(is_hit).map(|(path, _)| path.as_str())
+        let mut above = ancestors(own).filter_map(|path| self.limits.get_key_value(path));
+        above.find(|(_, (_, at_ns))| is_late(*at_ns, seen)).map(|(path, _)| path.as_str())
     }
 
     /// Who is to blame for the want of memory that a process suffers from: whom memory's own findings name, of its control
@@ -300,6 +300,11 @@ impl Blamer {
             evidence("refaults_of_file_pages", refaults, "1/s", "/proc/vmstat"),
         ]
     }
+}
+
+/// Whether something has happened of late.
+fn is_late(at_ns: Option<u64>, seen: &Seen<'_>) -> bool {
+    at_ns.is_some_and(|at_ns| seen.now_ns.saturating_sub(at_ns) < LATELY_NS)
 }
 
 /// Who takes the host's memory: whom findings have named, else whom the clock of its exhaustion points at.

@@ -6,7 +6,7 @@ use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 use super::{
     blame::Blamer,
     percent, seconds,
-    turn::{Cause, Tick, cause, loops},
+    turn::{Cause, Tick, cause, is_asleep, loops},
 };
 use crate::{
     config::{self, Config, Setting},
@@ -25,7 +25,8 @@ pub static KIND: Kind = Kind {
     reason: "People notice a second (Nielsen, 1993), and load balancers give up after some; ten seconds are a hang. Loops \
              that refuse work when they lag (toobusy-js) do so from 70 ms on, so that and a single turn of a fifth of the \
              threshold are WATCH. A request meets a long turn as often as the loop spends time in them: a quarter is \
-             WARN where it was less before. What a turn waits for a CPU is not its fault and does not count.",
+             WARN where it was less before. What a turn waits for a CPU is not its fault and does not count, until it has \
+             waited for so long that requests fail.",
     raise: Duration::ZERO,
     clear: Duration::from_secs(5),
     hazard: false,
@@ -54,6 +55,10 @@ const MIN_LAG_TURNS: u64 = 50;
 const LAG_NS: u64 = 70_000_000;
 /// Nobody waits for the turn of a loop that serves no one, such as a worker that takes jobs from a queue.
 const IDLE_FACTOR: u64 = 10;
+/// An open turn that is so many times as long as it may be, and has waited for a CPU this share of that, is told before it
+/// is a hang, if it is known who is to blame.
+const STARVED: f64 = 2.5;
+const STARVED_SHARE: f64 = 0.6;
 /// Observation after which habits count.
 const HABIT_NS: u64 = 60_000_000_000;
 /// Then the past is forgotten by halves.
@@ -106,8 +111,8 @@ struct Found<'a> {
 
 #[derive(Clone, Copy)]
 enum What {
-    /// A turn is open.
-    Open,
+    /// A turn is open; `starved` if it would have been in time with a CPU of its own, but waits too long for one.
+    Open { starved: bool },
     /// A turn is over that was too long; `new` if it ended since the tick before.
     Over { longest: Longest, new: bool },
     /// It spends this share of its time in long turns.
@@ -122,13 +127,14 @@ impl EventLoops {
         Self { block_ns, habits: ByKey::default(), round: 0, blamer: Blamer::default() }
     }
 
-    /// Brings a loop's habits up to date; returns those before this tick and after it, or `None` if there is no room.
+    /// Brings a loop's habits up to date; returns those before this tick, its share of long turns of late and its longest
+    /// turn, or `None` if there is no room.
     fn habit(
         &mut self,
         thread: &Thread,
         turning: &EventLoop,
         tick: &Tick<'_>,
-    ) -> Option<(Habit, Habit)> {
+    ) -> Option<(Habit, f64, Longest)> {
         let elapsed_ns = tick.seen.elapsed_ns;
         if self.habits.len() >= MAX_LOOPS && !self.habits.contains_key(&thread.tid) {
             return None;
@@ -144,7 +150,7 @@ impl EventLoops {
         let stuck_ns = stuck_ns(&before.last, turning, self.block_ns / 5).min(elapsed_ns);
         habit.stuck_ns = habit.stuck_ns.saturating_add(stuck_ns);
         let share = stuck_ns as f64 / elapsed_ns.max(1) as f64;
-        habit.lately.add(share, elapsed_ns, LATELY);
+        let lately = habit.lately.add(share, elapsed_ns, LATELY);
         if turning.max_ns > before.last.max_ns {
             let ended_ns = turning.gap_waiting_ns.saturating_sub(before.last.gap_waiting_ns);
             let waited_ns = ended_ns.min(turning.max_ns);
@@ -157,7 +163,7 @@ impl EventLoops {
         if habit.observed_ns >= MEMORY_NS {
             (habit.observed_ns, habit.stuck_ns) = (habit.observed_ns / 2, habit.stuck_ns / 2);
         }
-        Some((before, habit.clone()))
+        Some((before, lately, habit.longest))
     }
 
     /// Judges one loop.
@@ -167,18 +173,18 @@ impl EventLoops {
         turning: &'a EventLoop,
         tick: &Tick<'_>,
     ) -> Option<Result<Found<'a>, &'static str>> {
-        let (habit, after) = self.habit(thread, turning, tick)?;
-        let share = after.lately.value();
+        let (habit, share, longest) = self.habit(thread, turning, tick)?;
         let found = |what, level| Some(Ok(Found { thread, turning, level, what }));
         let serves = || serves(thread, &habit, tick.seen);
         let alone = || tick.is_alone(thread.pid);
         let hardly = share >= HARDLY || share >= OFTEN && habit.is_steady();
         let longer = turning.max_ns > habit.last.max_ns;
-        let over = What::Over { longest: after.longest, new: longer };
+        let open = What::Open { starved: false };
+        let over = What::Over { longest, new: longer };
         let (what, length_ns, waited_ns) = match turning.open_ns {
-            open_ns if open_ns >= self.block_ns => (What::Open, open_ns, turning.open_waiting_ns),
+            open_ns if open_ns >= self.block_ns => (open, open_ns, turning.open_waiting_ns),
             _ if longer && turning.max_ns >= self.block_ns => {
-                (over, turning.max_ns, after.longest.waited_ns)
+                (over, turning.max_ns, longest.waited_ns)
             }
             _ if turning.turns < MIN_TURNS => return None,
             _ if hardly && serves() && alone() => {
@@ -194,7 +200,7 @@ impl EventLoops {
             return Some(Err("it has not turned often enough to be known as a loop that serves"));
         }
         let main = thread.tid == thread.pid && alone();
-        let sleeps = matches!(what, What::Open) && cause(turning, thread, tick) == Cause::Sleeps;
+        let sleeps = matches!(what, What::Open { .. }) && is_asleep(turning, thread, tick);
         if (!main || sleeps) && !habit.is_steady() {
             return found(what, Level::Watch);
         }
@@ -202,15 +208,22 @@ impl EventLoops {
         // With a CPU of its own it would have been in time: others tell who has it.
         let in_time = length_ns.saturating_sub(waited_ns) < limit_ns;
         let length_ns = if in_time { length_ns / IDLE_FACTOR } else { length_ns };
-        let level = match length_ns {
-            _ if length_ns < limit_ns => Level::Watch,
-            _ if length_ns < limit_ns.saturating_mul(10) || !matches!(what, What::Open) => {
-                Level::Warn
+        let is_open = matches!(what, What::Open { .. });
+        match length_ns {
+            _ if length_ns < limit_ns && is_open && is_starved(turning, limit_ns) => {
+                found(What::Open { starved: true }, Level::Warn)
             }
-            _ => Level::Critical,
-        };
-        found(what, level)
+            _ if length_ns < limit_ns => found(what, Level::Watch),
+            _ if length_ns < limit_ns.saturating_mul(10) || !is_open => found(what, Level::Warn),
+            _ => found(what, Level::Critical),
+        }
     }
+}
+
+/// Whether an open turn has waited so long for a CPU that whoever it serves is hurt, though it is not its fault.
+fn is_starved(turning: &EventLoop, limit_ns: u64) -> bool {
+    turning.open_ns as f64 >= STARVED * limit_ns as f64
+        && turning.open_waiting_ns as f64 >= STARVED_SHARE * turning.open_ns as f64
 }
 
 /// Time since the tick before in turns of `long_ns` and longer, without what they waited for a CPU.
@@ -257,6 +270,12 @@ impl Found<'_> {
         let Self { thread, turning, level, what } = self;
         let own = party::process(tick.seen.snapshot, thread.pid, &thread.name, 1.0);
         let (cause, culprit) = self.cause(&own, tick);
+        // What nobody is to blame for is told by others, when it has lasted.
+        let named = culprit.is_some() && !cause.is_stolen();
+        let level = match what {
+            What::Open { starved: true } if !named => Level::Watch,
+            _ => *level,
+        };
         let mut evidence = numbers(turning);
         if cause.is_paging() {
             evidence.extend(tick.blamer.numbers(tick.seen));
@@ -268,11 +287,11 @@ impl Found<'_> {
             What::Lags => {
                 "it has more to do than one thread can: add workers, or make its requests cheaper"
             }
-            What::Open | What::Over { .. } | What::Hardly { .. } => cause.advice(),
+            What::Open { .. } | What::Over { .. } | What::Hardly { .. } => cause.advice(),
         };
         Judgement {
             subject: format!("{} {}", thread.name, thread.pid),
-            state: State::Firing(*level),
+            state: State::Firing(level),
             culprit,
             message: self.message(&own.title, &cause),
             victims: vec![own],
@@ -287,7 +306,7 @@ impl Found<'_> {
         let Self { thread, turning, what, .. } = self;
         let mine = || (Cause::Computes, Some(own.clone()));
         match what {
-            What::Open => {
+            What::Open { .. } => {
                 let cause = cause(turning, thread, tick);
                 let culprit = cause.culprit(own, tick);
                 (cause, culprit)
@@ -312,7 +331,7 @@ impl Found<'_> {
         let longest = seconds(turning.max_ns);
         let why = cause.aside();
         match self.what {
-            What::Open => format!(
+            What::Open { .. } => format!(
                 "the event loop of {title} has not turned for {:.1} s: {} (computed {:.1} s, waited for a CPU {:.1} s, was \
                  blocked {:.1} s)",
                 seconds(turning.open_ns),
@@ -394,8 +413,13 @@ impl Detector for EventLoops {
             ..Judgement::default()
         }));
         let mut worst: Vec<Found<'_>> = worst.into_values().collect();
-        worst.sort_by_key(|one| (Reverse(one.rank()), one.thread.pid));
-        found.extend(worst.iter().take(MAX_TOLD).map(|one| one.judgement(&tick)));
+        let order = |one: &Found<'_>| (Reverse(one.rank()), one.thread.pid);
+        if worst.len() > MAX_TOLD {
+            worst.select_nth_unstable_by_key(MAX_TOLD, order);
+            worst.truncate(MAX_TOLD);
+        }
+        worst.sort_by_key(order);
+        found.extend(worst.iter().map(|one| one.judgement(&tick)));
         let round = self.round;
         self.habits.retain(|_, habit| habit.round == round);
         self.blamer = blamer;

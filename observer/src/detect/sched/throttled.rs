@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::percent;
 use crate::{
-    detect::{Detector, Judgement, Kind, Level, Party, Seen, State, evidence, mean::Mean, party},
+    detect::{
+        Detector, Judgement, Kind, Level, Party, Seen, State, evidence, key::ByKey, mean::Mean,
+        memory::cgroup::ancestors, party,
+    },
     signal::sched::{CpuCgroup, Thread},
 };
 
@@ -49,12 +52,6 @@ pub(super) fn cgroup<'a>(seen: &'a Seen<'_>, pid: u32) -> Option<&'a str> {
     Some(if process.cpu_cgroup.is_empty() { &process.cgroup } else { &process.cpu_cgroup })
 }
 
-/// Whether a control group is `path` or below it.
-pub(super) fn is_within(cgroup: &str, path: &str) -> bool {
-    let rest = cgroup.strip_prefix(path.trim_end_matches('/'));
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
 impl Throttled {
     /// Groups that are throttled of late, the worst first.
     fn worst<'a>(&mut self, seen: &Seen<'a>) -> Vec<(f64, &'a CpuCgroup)> {
@@ -89,8 +86,9 @@ pub(super) fn name_of(path: &str) -> &str {
 
 /// Who uses most of what a group may use, of the threads that are watched.
 pub(super) fn busiest(path: &str, seen: &Seen<'_>) -> Option<Party> {
-    let inside =
-        |thread: &&Thread| cgroup(seen, thread.pid).is_some_and(|own| is_within(own, path));
+    let inside = |thread: &&Thread| {
+        cgroup(seen, thread.pid).is_some_and(|own| ancestors(own).any(|above| above == path))
+    };
     let threads: Vec<_> = seen.snapshot.sched.threads.iter().filter(inside).collect();
     user(&threads, seen)
 }
@@ -155,16 +153,17 @@ impl Detector for Throttled {
         if worst.is_empty() {
             return;
         }
-        let mut inside: Vec<Vec<&Thread>> = vec![Vec::new(); worst.len()];
+        let mut inside: ByKey<&str, Vec<&Thread>> =
+            worst.iter().map(|(_, group)| (group.path.as_str(), Vec::new())).collect();
         for thread in &seen.snapshot.sched.threads {
-            let Some(own) = cgroup(seen, thread.pid) else { continue };
-            for ((_, group), threads) in worst.iter().zip(&mut inside) {
-                if is_within(own, &group.path) {
+            for path in ancestors(cgroup(seen, thread.pid).unwrap_or_default()) {
+                if let Some(threads) = inside.get_mut(path) {
                     threads.push(thread);
                 }
             }
         }
-        for ((ratio, group), threads) in worst.into_iter().zip(inside) {
+        for (ratio, group) in worst {
+            let threads = inside.remove(group.path.as_str()).unwrap_or_default();
             let longest = threads.iter().map(|thread| thread.run_delay_ratio).fold(0.0, f64::max);
             let Some((_, waits)) = self.groups.get_mut(&group.path) else { continue };
             let waits = waits.add(longest, seen.elapsed_ns, CONSTANT);

@@ -58,7 +58,7 @@ impl<'a> Tick<'a> {
         !self.several.get_or_init(several).contains(&pid)
     }
 
-    /// What a thread waits for in uninterruptible sleep.
+    /// What a thread that neither computes nor waits for a CPU is blocked on in the kernel.
     fn class(&self, tid: u32) -> Option<Class> {
         let snapshot = self.seen.snapshot;
         let classes = || {
@@ -66,7 +66,10 @@ impl<'a> Tick<'a> {
             let rows = snapshot.sched.blocked.iter();
             rows.map(|row| (row.tid, Class::of(&row.stack).with_memory(short))).collect()
         };
-        self.blocked.get_or_init(classes).get(&tid).copied()
+        let known = self.blocked.get_or_init(classes).get(&tid).copied();
+        // It is not in that sleep for long enough to be listed.
+        let pages = snapshot.oom.refault_ratio >= 0.1;
+        known.or(pages.then_some(Class::PageIn))
     }
 
     /// What a turn of this length is due to that waited so long for a CPU, if that is not the loop's own doing.
@@ -84,24 +87,28 @@ impl<'a> Tick<'a> {
     }
 }
 
+/// Whether the open turn of a loop waits for something that is not seen: a child, another thread, a lock.
+pub(super) fn is_asleep(turning: &EventLoop, thread: &Thread, tick: &Tick<'_>) -> bool {
+    let half_ns = turning.open_ns / 2;
+    turning.open_on_cpu_ns < half_ns
+        && turning.open_waiting_ns < half_ns
+        && tick.class(thread.tid).is_none()
+}
+
 /// Why the open turn of a loop takes so long.
 pub(super) fn cause(turning: &EventLoop, thread: &Thread, tick: &Tick<'_>) -> Cause {
     let half_ns = turning.open_ns / 2;
-    let (seen, pid) = (tick.seen, thread.pid);
+    let pid = thread.pid;
     if turning.open_on_cpu_ns >= half_ns {
         // To free memory and to look for pages takes the CPU, too. Half of its time is that, or it does compute.
         let share = turning.open_on_cpu_ns as f64 / turning.open_ns.max(1) as f64;
-        let pages = tick.blamer.is_paging(pid, 2.0 * share, seen);
+        let pages = tick.blamer.is_paging(pid, 2.0 * share, tick.seen);
         return if pages { Cause::Paging } else { Cause::Computes };
     }
     if turning.open_waiting_ns >= half_ns {
         return tick.starved(pid, turning.open_waiting_ns, turning.open_ns);
     }
-    match tick.class(thread.tid) {
-        Some(class) => Cause::Blocked(class),
-        None if seen.snapshot.oom.refault_ratio >= 0.1 => Cause::Blocked(Class::PageIn),
-        None => Cause::Sleeps,
-    }
+    tick.class(thread.tid).map_or(Cause::Sleeps, Cause::Blocked)
 }
 
 impl Cause {
@@ -112,6 +119,11 @@ impl Cause {
             Self::Paging | Self::Blocked(Class::PageIn | Class::Reclaim) => true,
             Self::Blocked(_) | Self::Computes | Self::Sleeps | Self::Past => false,
         }
+    }
+
+    /// Whether the hypervisor has the CPU.
+    pub fn is_stolen(&self) -> bool {
+        matches!(self, Self::Starved(Blame { why: Why::Stolen, .. }))
     }
 
     /// What is to be added of a turn that is over, if somebody else is to blame for it.

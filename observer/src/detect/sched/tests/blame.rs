@@ -114,6 +114,32 @@ fn who_takes_little_of_what_is_waited_for_is_not_named() {
 }
 
 #[test]
+fn a_turn_that_starves_is_told_soon_if_somebody_is_to_blame() {
+    #[track_caller]
+    fn check(open_ms: u64, waits_ms: u64, consumer: (u32, &str, f64, &str), expect: &str) {
+        let mut snapshot = short(0.0, 0.0, &[consumer]);
+        snapshot.sched.threads[0].event_loop = Some(EventLoop {
+            turns: 1000,
+            open_ns: open_ms * MS,
+            open_on_cpu_ns: (open_ms - waits_ms).min(990) * MS,
+            open_waiting_ns: waits_ms * MS,
+            ..EventLoop::default()
+        });
+        let told = told(&event_loop::KIND, SECOND, [snapshot]);
+        assert_eq!(told, expect, "{waits_ms} of {open_ms} ms, {consumer:?}");
+    }
+    let tar = (30, "tar", 0.9, "other");
+    check(2500, 2400, tar, "1:WARN");
+    check(2490, 2400, tar, "1:WATCH");
+    check(9000, 8900, tar, "1:WARN");
+    check(2500, 2400, (30, "tar", 0.2, "other"), "1:WATCH");
+    check(2500, 2400, (30, "tar", 9.0, "idle"), "1:WATCH");
+    check(2490, 1491, tar, "1:WATCH");
+    // It has computed for too long itself.
+    check(2600, 1500, tar, "1:WARN");
+}
+
+#[test]
 fn a_quota_that_is_used_up_is_its_groups_own_doing() {
     #[track_caller]
     fn check(throttled: f64, cgroup: &str, expect: &str) {
