@@ -6,7 +6,7 @@ use super::{
     bytes,
     envelope::Envelope,
     history::Histories,
-    levels::Levels,
+    levels::{Levels, Told},
     outlook::{Outlook, Pool},
     seconds,
 };
@@ -48,7 +48,7 @@ struct Followed {
     usage: Envelope,
     first_s: f64,
     hits: u64,
-    level: Option<Level>,
+    told: Told,
     round: u64,
 }
 
@@ -167,8 +167,8 @@ impl Followed {
             first_s: self.first_s,
             now_s,
         };
-        let judged = pool.judge(self.level);
-        self.level = judged.map(|(level, _)| level);
+        let judged = pool.judge(self.told.level());
+        self.told.next(judged.map(|(level, _)| level), now_s, KIND.raise);
         let (level, outlook) = judged?;
         Some(judgement(seen, row, &pool, level, &outlook, used))
     }

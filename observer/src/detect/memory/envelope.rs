@@ -120,6 +120,12 @@ impl Envelope {
         self.last.map(|(_, value)| value)
     }
 
+    /// The highest reading that is still known; 0 before the first.
+    pub fn highest(&self) -> f64 {
+        let blocks = self.scales.iter().flat_map(Scale::all);
+        blocks.map(|block| block.high).fold(0.0, f64::max)
+    }
+
     /// When the first reading was that is still known.
     pub fn since_s(&self) -> Option<f64> {
         let oldest = |scale: &Scale| scale.all().next().map(|block| block.from_s);

@@ -7,7 +7,7 @@ use super::{
     envelope::Envelope,
     growth::Growth,
     history::Histories,
-    levels::{self, Levels},
+    levels::{self, Levels, Told},
     outlook::{Outlook, Pool},
     pressure::{self, Pressure},
     room::Room,
@@ -54,7 +54,7 @@ pub(super) struct Exhaustion {
     page_tables: Envelope,
     pressure: Pressure,
     first_s: Option<f64>,
-    level: Option<Level>,
+    told: Told,
 }
 
 impl Exhaustion {
@@ -67,7 +67,7 @@ impl Exhaustion {
             page_tables: Envelope::default(),
             pressure: Pressure::new(config),
             first_s: None,
-            level: None,
+            told: Told::default(),
         }
     }
 
@@ -178,10 +178,10 @@ impl Exhaustion {
             first_s,
             now_s,
         };
-        let judged = pool.judge(self.level);
-        self.level = judged.map(|(level, _)| level);
-        let little = self.little(&room);
-        let Some(level) = self.level.max(little) else { return };
+        let judged = pool.judge(self.told.level());
+        let level = judged.map(|(level, _)| level);
+        self.told.next(level, now_s, KIND.raise);
+        let Some(level) = level.max(self.little(&room)) else { return };
         let outlook = judged.as_ref().map(|(_, outlook)| outlook);
         found.push(self.judgement(seen, &pool, level, outlook));
     }

@@ -27,6 +27,10 @@ const NOISE_BYTES: f64 = (4 << 20) as f64;
 /// What a process held so long ago, and has not grown beyond since, it lives with.
 const SETTLED_S: f64 = 300.0;
 
+/// Share of the memory that a process must hold for its end to teach anything, and that must be available then.
+const LARGE: f64 = 0.005;
+const SHORT: f64 = 0.2;
+
 /// Plateaus are looked for in turns, a share of the processes at each tick.
 const LEARN_TURNS: u64 = 16;
 
@@ -52,6 +56,8 @@ pub struct Histories {
     by_pid: HashMap<u32, History>,
     /// By program: the most that a process of it held, be it the tips of teeth, without going on to grow.
     plateaus: HashMap<u64, f64>,
+    /// By program: the most that a process of it held that has ended well since.
+    peaks: HashMap<u64, f64>,
     round: u64,
 }
 
@@ -90,8 +96,34 @@ impl Histories {
             history.private.add(now_s, held);
         }
         self.learn(now_s);
+        self.learn_of_ended(snapshot);
         let round = self.round;
         self.by_pid.retain(|_, history| history.round == round);
+    }
+
+    /// What processes held that ended, as jobs, compilers and restarted services do, is what their program may want again;
+    /// not of who crashed or was killed for it, and not while memory was short: somebody may have ended it for that.
+    fn learn_of_ended(&mut self, snapshot: &Snapshot) {
+        let view = &snapshot.oom;
+        let total = view.memory_total_bytes as f64;
+        if (view.memory_available_bytes as f64) < total * SHORT {
+            return;
+        }
+        let failed = |pid: u32| {
+            view.kills.iter().any(|kill| kill.victim_pid == pid)
+                || snapshot.alloc.failures.iter().any(|failure| failure.pid == pid)
+        };
+        let ended = self.by_pid.iter().filter(|(_, history)| history.round != self.round);
+        for (pid, history) in ended {
+            let peak = history.private.highest();
+            if peak < total * LARGE || failed(*pid) {
+                continue;
+            }
+            if self.peaks.len() < MAX_PROGRAMS || self.peaks.contains_key(&history.program) {
+                let known = self.peaks.entry(history.program).or_default();
+                *known = known.max(peak);
+            }
+        }
     }
 
     /// What a process is known to live with: it has been there, and does not grow.
@@ -127,9 +159,12 @@ impl Histories {
         trend.high <= own.max(self.plateau(history)) + NOISE_BYTES
     }
 
-    /// Whether it holds no more than others of its program were seen to live with: one more of them.
+    /// Whether it was seen from its beginning, and holds no more than others of its program live with, or held and ended
+    /// well: one more of them.
     pub fn is_one_more(&self, history: &History) -> bool {
-        history.private.last().is_some_and(|held| held <= self.plateau(history))
+        let ended = self.peaks.get(&history.program).map_or(0.0, |held| held * PLATEAU_RATIO);
+        let usual = self.plateau(history).max(ended);
+        history.born && history.private.last().is_some_and(|held| held <= usual)
     }
 
     fn plateau(&self, history: &History) -> f64 {

@@ -1,6 +1,11 @@
 //! What the levels of running out of memory mean: settings that the host's clock and those of control groups share.
 
-use crate::config::{Config, Kind, Setting};
+use std::time::Duration;
+
+use crate::{
+    config::{Config, Kind, Setting},
+    detect::Level,
+};
 
 /// Time left at WATCH. The bounds of these four do not overlap, so that levels keep their order.
 pub const WATCH: Setting = Setting {
@@ -85,5 +90,52 @@ impl Levels {
             free_ratio: config.integer(&FREE) as f64 / 100.0,
             little_ratio: config.integer(&LITTLE) as f64 / 100.0,
         }
+    }
+}
+
+/// The level that was told last: what was reached for a moment only was not, and must be reached in full again.
+#[derive(Debug, Default)]
+pub struct Told {
+    level: Option<Level>,
+    higher_since_s: Option<f64>,
+}
+
+impl Told {
+    /// The level.
+    pub fn level(&self) -> Option<Level> {
+        self.level
+    }
+
+    /// Takes what is reached now; it is told once it has held for `raise`.
+    pub fn next(&mut self, reached: Option<Level>, now_s: f64, raise: Duration) {
+        let is_higher = reached > self.level;
+        let since_s = *self.higher_since_s.get_or_insert(now_s);
+        if !is_higher || now_s - since_s >= raise.as_secs_f64() {
+            (self.level, self.higher_since_s) = (reached, None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_reached_for_a_moment_is_not_told() {
+        #[track_caller]
+        fn check(reached: &[Option<Level>], expect: Option<Level>) {
+            let mut told = Told::default();
+            for (second, level) in reached.iter().enumerate() {
+                told.next(*level, second as f64, Duration::from_secs(2));
+            }
+            assert_eq!(told.level(), expect, "{reached:?}");
+        }
+        let [watch, warn] = [Some(Level::Watch), Some(Level::Warn)];
+        check(&[warn, warn], None);
+        check(&[warn, None, warn, warn], None);
+        check(&[warn, warn, warn], warn);
+        check(&[watch, watch, watch, warn, warn], watch);
+        check(&[warn, warn, warn, watch], watch);
+        check(&[watch, watch, watch, None], None);
     }
 }

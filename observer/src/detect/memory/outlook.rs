@@ -155,13 +155,17 @@ impl<'a> Pool<'a> {
         if rest < room * FITS {
             return None;
         }
-        let grown = rate * trend.span_s;
         let rise_s = rise(self.usage, window, rate).unwrap_or(trend.from_s);
+        let least_eaten = self.least_eaten(&share, rise_s);
+        let by_processes = share.new + share.young + share.more;
+        // Of a start, what it has taken itself counts, and not the teeth of others in the same window.
+        let rise = if explained && least_eaten > 0.0 { rate.min(by_processes) } else { rate };
+        let grown = self.taken(&trend).min(rise * trend.span_s);
         Some(Outlook {
             left_s: room / rate,
             rate,
             eaten: grown / (grown + room).max(1.0),
-            least_eaten: self.least_eaten(&share, rise_s),
+            least_eaten,
             window,
             span_s: trend.span_s,
             from_s: trend.from_s,
@@ -178,6 +182,13 @@ impl<'a> Pool<'a> {
         } else {
             0.0
         }
+    }
+
+    /// How much more is in use than when a window began. A trend's rate is that of its steepest half, which need not have
+    /// lasted for all of the window.
+    fn taken(&self, trend: &Trend) -> f64 {
+        let before = self.usage.at(trend.from_s).unwrap_or(trend.high);
+        (trend.high - before).max(0.0)
     }
 
     /// What may still be taken, from the highest reading of late on.
@@ -225,9 +236,9 @@ impl<'a> Pool<'a> {
         let Some(trend) = process.private.trend(window) else {
             // It is too young for the window.
             let rate = process.growth_since(pool.from_s) / pool.span_s.max(1.0);
-            let is_one_more = process.born && self.processes.is_one_more(process);
+            let is_one_more = self.processes.is_one_more(process);
             *if is_one_more { &mut share.more } else { &mut share.young } += rate;
-            share.rest = f64::INFINITY;
+            share.rest += rest_of_young(&process.private);
             share.causes.push((pid, &process.name, rate));
             return;
         };
@@ -244,7 +255,8 @@ impl<'a> Pool<'a> {
         let rise_s = rise(&process.private, window, rate).unwrap_or(trend.from_s);
         let since_s = process.private.since_s().unwrap_or(rise_s);
         if rise_s - since_s < self.now_s - rise_s {
-            share.young += rate;
+            let is_one_more = self.processes.is_one_more(process);
+            *if is_one_more { &mut share.more } else { &mut share.young } += rate;
         } else {
             share.new += rate;
         }
@@ -291,6 +303,12 @@ fn rise(envelope: &Envelope, window: Window, rate: f64) -> Option<f64> {
 /// What is still to come, by the window that says least.
 fn rest(envelope: &Envelope, window: Window, rate: f64) -> f64 {
     longer(envelope, window, rate).map(|trend| trend.rest).fold(f64::INFINITY, f64::min)
+}
+
+/// The same of what is younger than the window: by the longest window that it has.
+fn rest_of_young(envelope: &Envelope) -> f64 {
+    let known = Window::all().filter_map(|window| envelope.trend(window));
+    known.filter(|trend| trend.slope.grows()).last().map_or(f64::INFINITY, |trend| trend.rest)
 }
 
 fn longer(envelope: &Envelope, window: Window, rate: f64) -> impl Iterator<Item = Trend> + '_ {

@@ -268,3 +268,54 @@ fn swap_is_no_help_to_who_waits_already() {
     });
     assert_eq!(told(&host, 60.0).worst(), Some(Level::Warn));
 }
+
+/// A job takes half of the memory within a minute, and ends; an hour later another one of its program does.
+#[track_caller]
+fn check_second_job(also: impl Fn(f64, &mut crate::snapshot::Snapshot) + 'static, expect: bool) {
+    let job = |pid, from_s: f64| {
+        guest(pid, "php", move |second| {
+            let age_s = second - from_s;
+            (0.0..200.0).contains(&age_s).then(|| 20.0 + 36.0 * age_s.min(60.0))
+        })
+    };
+    let mut actors = calm();
+    actors.extend([job(90, 1800.0), job(91, 5400.0)]);
+    let host = Host { actors, also: Box::new(also), ..Host::default() };
+    let told = told(&host, 6000.0);
+    let warned =
+        |from_s| told.levels.iter().any(|(at, one)| *at > from_s && one.level >= Level::Warn);
+    assert!(warned(1800.0), "nothing is known of the first: {told:?}");
+    assert_eq!(warned(5400.0), expect, "{told:?}");
+}
+
+#[test]
+fn a_job_like_one_that_has_ended_well_must_go_further() {
+    check_second_job(|_, _| (), false);
+    // The first was killed, or had crashed, or was ended when memory was short.
+    check_second_job(
+        |second, snapshot| {
+            if second >= 1999.0 {
+                let kill = crate::signal::oom::OomKill { victim_pid: 90, ..Default::default() };
+                snapshot.oom.kills = vec![kill];
+            }
+        },
+        true,
+    );
+    check_second_job(
+        |second, snapshot| {
+            if second >= 2000.0 {
+                let failure = crate::signal::alloc::Failure { pid: 90, ..Default::default() };
+                snapshot.alloc.failures = vec![failure];
+            }
+        },
+        true,
+    );
+    check_second_job(
+        |second, snapshot| {
+            if (1990.0..2010.0).contains(&second) {
+                snapshot.oom.memory_available_bytes = 500 << 20;
+            }
+        },
+        true,
+    );
+}
