@@ -106,6 +106,10 @@ pub fn child_main() -> anyhow::Result<()> {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "1000") {
         tracing::debug!("oom_score_adj stays as it is: {error}");
     }
+    // Else it is called `exe` in lists of processes, and in the agent's own findings.
+    if let Err(error) = rustix::thread::set_name(c"observer-names") {
+        tracing::debug!("the name of the process stays as it is: {error}");
+    }
     let mut text = Vec::new();
     io::stdin()
         .lock()
