@@ -82,6 +82,9 @@ const LEAK_S: u64 = 10 * 3600;
 /// Longest run of another fault after its onset.
 const FAULT_S: u64 = 900;
 
+/// Spreads seeds that are small numbers over all bits: seeds 1 and 2 are to have no run in common.
+const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// All cases whose name starts so.
 pub(crate) fn all(size: Size, seed: u64, only: &str) -> Vec<Case> {
     let kinds = [healthy::ALL, leaks::ALL, connections::ALL, stalls::ALL];
@@ -94,7 +97,7 @@ pub(crate) fn all(size: Size, seed: u64, only: &str) -> Vec<Case> {
         };
         for run in 0..runs {
             let name = kind.name.bytes().fold(0, |sum: u64, b| sum.wrapping_mul(31) + u64::from(b));
-            let seed = Rng::with_seed(seed ^ name.rotate_left(20) ^ run).u64(..);
+            let seed = Rng::with_seed(seed.wrapping_mul(ODD) ^ name.rotate_left(20) ^ run).u64(..);
             // The rates are spread evenly by magnitude, each a little off its place.
             let rng = &mut Rng::with_seed(seed ^ 1);
             let place = (run as f64 + rng.f64()) / runs as f64;

@@ -86,6 +86,9 @@ pub(crate) type Act = Box<dyn FnMut(&mut World) + Send>;
 pub(crate) struct World {
     /// Of what processes do.
     pub(crate) rng: Rng,
+    /// For what processes do from second to second: how often they collect depends on how well they get on, and whoever comes
+    /// later is to be the same in a rehearsal.
+    steps: Rng,
     /// Of what the kernel and the network make of it, so that a rehearsal without them is the same life.
     shown: Rng,
     /// Seconds since the run began.
@@ -145,6 +148,7 @@ impl World {
         let (dawn_s, fill) = (86_400.0 * rng.f64(), between(&mut rng, 0.2, 1.0));
         let mut world = Self {
             shown: rng.fork(),
+            steps: rng.fork(),
             rng,
             now_s: 0,
             dawn_s,
@@ -323,7 +327,7 @@ impl World {
             ..Demand::default()
         };
         for actor in &mut self.actors {
-            actor.step(day_s, progress, &mut self.rng);
+            actor.step(day_s, progress, &mut self.steps);
             demand.anon += actor.private();
             demand.idle_anon += actor.idle_bytes();
             demand.shmem += actor.shmem;
