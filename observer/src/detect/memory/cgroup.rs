@@ -165,6 +165,7 @@ impl Followed {
             levels,
             parts: &[],
             first_s: self.first_s,
+            told_s: self.told.since_s(),
             now_s,
         };
         let judged = pool.judge(self.told.level());

@@ -176,6 +176,7 @@ impl Exhaustion {
                 ("page tables", &self.page_tables),
             ],
             first_s,
+            told_s: self.told.since_s(),
             now_s,
         };
         let judged = pool.judge(self.told.level());

@@ -98,6 +98,7 @@ impl Levels {
 pub struct Told {
     level: Option<Level>,
     higher_since_s: Option<f64>,
+    since_s: Option<f64>,
 }
 
 impl Told {
@@ -106,12 +107,18 @@ impl Told {
         self.level
     }
 
+    /// Since when there is one.
+    pub fn since_s(&self) -> Option<f64> {
+        self.since_s
+    }
+
     /// Takes what is reached now; it is told once it has held for `raise`.
     pub fn next(&mut self, reached: Option<Level>, now_s: f64, raise: Duration) {
         let is_higher = reached > self.level;
         let since_s = *self.higher_since_s.get_or_insert(now_s);
         if !is_higher || now_s - since_s >= raise.as_secs_f64() {
             (self.level, self.higher_since_s) = (reached, None);
+            self.since_s = reached.map(|_| self.since_s.unwrap_or(now_s));
         }
     }
 }

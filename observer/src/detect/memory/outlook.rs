@@ -20,6 +20,12 @@ const SMALL: f64 = 0.02;
 const SAME_RISE: f64 = 0.3;
 /// At this share of the pool's growth, processes explain it.
 const EXPLAINED: f64 = 0.5;
+/// Processes whose growth is less than this share of the pool's explain next to nothing of it.
+const HARDLY: f64 = 0.25;
+/// A child that holds so much of what its parent holds has not let go of its parent's pages.
+const COPY: f64 = 0.5;
+/// Pages that two processes share must be this share of what is used, for their copies to fill a pool.
+const COPIED: f64 = 0.2;
 /// A rate may be so much more than that of the later half of its window: what has stopped has no time left.
 const LATELY: f64 = 1.5;
 /// What has just started takes memory, and so it seems to an agent that has just started: it must have taken this share of
@@ -53,6 +59,8 @@ pub struct Pool<'a> {
     pub parts: &'a [(&'static str, &'a Envelope)],
     /// Since when it is watched.
     pub first_s: f64,
+    /// Since when it is told that it runs out.
+    pub told_s: Option<f64>,
     /// Now.
     pub now_s: f64,
 }
@@ -262,19 +270,53 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// Who takes it.
+    /// Who takes it, over the longest window within which it was told: who has paused, or waits for memory as all do then,
+    /// does not leave the blame to whoever takes the rest.
     pub fn culprit(&self, snapshot: &Snapshot, outlook: &Outlook) -> Option<Party> {
-        let pool = self.usage.trend(outlook.window)?;
-        let share = self.share(outlook.window, &pool);
+        let told = |trend: &Trend| self.told_s.is_some_and(|told_s| trend.from_s >= told_s);
+        let grows = |window| self.usage.trend(window).filter(|trend| trend.slope.grows());
+        let longer = Window::all().filter(|window| *window > outlook.window);
+        let longest = longer.filter(|window| grows(*window).as_ref().is_some_and(told)).last();
+        let window = longest.unwrap_or(outlook.window);
+        let pool = self.usage.trend(window)?;
+        let share = self.share(window, &pool);
         let of_processes: f64 = share.causes.iter().map(|cause| cause.2).sum();
         let part = share.parts.iter().max_by(|a, b| a.1.total_cmp(&b.1));
         if let Some((name, rate)) = part.filter(|(_, rate)| *rate > of_processes) {
             return Some(party::kernel(name, (rate / outlook.rate.max(1.0)).min(1.0)));
         }
+        let explained = (of_processes / pool.slope.per_second.max(1.0)).min(1.0);
+        if explained < HARDLY
+            && let Some(copied) = self.copied(snapshot)
+        {
+            return Some(copied);
+        }
         if share.causes.is_empty() {
             return self.grower(snapshot, outlook.from_s);
         }
-        party::culprit(snapshot, &share.causes)
+        let mut party = party::culprit(snapshot, &share.causes)?;
+        party.share_ratio *= explained;
+        Some(party)
+    }
+
+    /// A program and its child that hold the same pages: what either writes is copied, and neither grows by it. Of several
+    /// the largest, if it holds a good part of what is used.
+    fn copied(&self, snapshot: &Snapshot) -> Option<Party> {
+        let held = |pid: u32| {
+            let process = self.processes.get(pid).filter(|process| (self.is_member)(process))?;
+            Some((process.name.as_str(), process.private.last()?))
+        };
+        let pair = |pid: u32| {
+            let parent_pid = snapshot.processes.get(&pid)?.parent_pid;
+            let ((name, child), (parent_name, parent)) = (held(pid)?, held(parent_pid)?);
+            let is_copy = name == parent_name && child >= parent * COPY;
+            is_copy.then_some((parent_pid, pid, name, child.min(parent)))
+        };
+        let pairs = self.processes.all().filter_map(|(pid, _)| pair(pid));
+        let (parent_pid, pid, name, held) = pairs.max_by(|a, b| a.3.total_cmp(&b.3))?;
+        let is_large = held >= self.usage.last()? * COPIED;
+        let causes = [(parent_pid, name, 1.0), (pid, name, 1.0)];
+        is_large.then(|| party::culprit(snapshot, &causes)).flatten()
     }
 
     /// Who grew most since an instant.

@@ -1,10 +1,15 @@
 //! Hosts that lose their memory, and hosts that only look like it.
 
-use super::super::testing::{Actor, Host, actor, guest, jitter};
+use std::sync::Arc;
+
+use super::super::testing::{Actor, Host, MIB, actor, guest, jitter};
 use super::*;
 use crate::{
     config::{Sources, all_settings},
     detect::Detector as _,
+    identity::Process,
+    signal::alloc::ProcessMemory,
+    snapshot::Snapshot,
 };
 
 fn told(host: &Host, for_s: f64) -> super::super::testing::Told {
@@ -318,4 +323,36 @@ fn a_job_like_one_that_has_ended_well_must_go_further() {
         },
         true,
     );
+}
+
+/// Redis saves: its child holds the same pages, and each that Redis writes to is copied. Neither grows, as far as one sees.
+#[test]
+fn pages_that_a_program_and_its_child_copy_are_theirs() {
+    let copied = |second: f64| (4.0 * (second - 3600.0)).clamp(0.0, 1400.0);
+    let saving = move |second: f64, snapshot: &mut Snapshot| {
+        if second < 3600.0 {
+            return;
+        }
+        let parent = snapshot.alloc.processes.iter().find(|row| row.pid == 30).cloned();
+        snapshot.alloc.processes.extend(parent.map(|row| ProcessMemory { pid: 31, ..row }));
+        let name = || "redis-server".into();
+        let child = Process { pid: 31, parent_pid: 30, name: name(), ..Process::default() };
+        snapshot.processes.insert(31, Arc::new(child));
+        let bytes = (copied(second) * MIB) as u64;
+        let available = &mut snapshot.oom.memory_available_bytes;
+        *available = available.saturating_sub(bytes);
+    };
+    let mut actors = calm();
+    actors.push(actor(30, "redis-server", |_| 1400.0));
+    actors.push(actor(40, "python", |second| 50.0 + 0.1 * (second - 3600.0).max(0.0)));
+    let host = Host { actors, also: Box::new(saving), ..Host::default() };
+    let told = told(&host, 3990.0);
+    let warned: Vec<_> =
+        told.levels.iter().filter(|(_, finding)| finding.level >= Level::Warn).collect();
+    assert!(!warned.is_empty(), "{told:?}");
+    for (_, finding) in warned {
+        let culprit = finding.culprit.as_ref().expect("somebody");
+        assert_eq!(culprit.name, "redis-server", "{told:?}");
+        assert!(finding.message.contains("redis-server (2 processes)"), "{told:?}");
+    }
 }
