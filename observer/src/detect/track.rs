@@ -186,7 +186,13 @@ impl Track {
                 if level.is_some_and(|level| level >= told) {
                     self.below_ns = None;
                 }
-                if level.is_some() {
+                // What is less than was told may be somebody else's doing; it is told of them when the level is.
+                let names_other = finding.culprit.as_ref().zip(judgement.culprit.as_ref());
+                let names_other = names_other.is_some_and(|(known, other)| !known.is(other));
+                let mut later = None;
+                if level.is_some_and(|level| level < told) && names_other {
+                    later = Some(judgement);
+                } else if level.is_some() {
                     describe(finding, judgement);
                 }
                 if let Some(held) = held.filter(|held| *held > told) {
@@ -202,6 +208,9 @@ impl Track {
                 }
                 if below_ns < kind.clear.as_nanos() as u64 {
                     return None;
+                }
+                if let Some(judgement) = later {
+                    describe(finding, judgement);
                 }
                 self.below_ns = None;
                 match level {

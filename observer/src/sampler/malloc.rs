@@ -22,6 +22,10 @@ const AGAIN_NS: u64 = 600_000_000_000;
 /// Processes probed within that time. Beyond, none is.
 const MAX_PROBED: usize = 64;
 
+/// No less than this must be available: to find malloc in the symbols of a Node.js takes tens of MiB for a moment, which
+/// nobody has to give shortly before a hang.
+const AVAILABLE_BYTES: u64 = 256 << 20;
+
 /// Pid and start of a process.
 type Key = (u32, u64);
 
@@ -60,6 +64,9 @@ impl Sampler {
         if let Some(((pid, start), thread)) = self.malloc.running.take_if(is_over) {
             let told = thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("its thread failed")));
             self.alloc.add_probed((pid, start), told.map_err(|error| format!("{error:#}")), now);
+        }
+        if snapshot.oom.memory_available_bytes < AVAILABLE_BYTES {
+            return;
         }
         let suspects = detect::growing_processes(&snapshot.detect);
         let tasks = &self.rows.tasks;

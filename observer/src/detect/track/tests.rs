@@ -175,3 +175,28 @@ fn subjects_are_bounded_and_counted() {
     }
     assert_eq!((tracks.len, tracks.dropped), (MAX_FINDINGS, 3));
 }
+
+#[test]
+fn who_comes_after_an_emergency_is_not_blamed_for_it() {
+    let mut tracks = Tracks::default();
+    let mut told = Vec::new();
+    for second in 0..70_u64 {
+        let at = Instant { boot_ns: second * 1_000_000_000, unix_ns: second };
+        tracks.begin();
+        let (level, name) =
+            if second < 3 { (Level::Emergency, "node") } else { (Level::Warn, "lab") };
+        let judgement = Judgement {
+            subject: "host".into(),
+            state: State::Firing(level),
+            culprit: Some(Party { name: name.into(), ..Party::default() }),
+            message: name.into(),
+            ..Judgement::default()
+        };
+        if let Some((finding, _)) = tracks.take(&SLOW, judgement, at) {
+            let culprit = finding.culprit.as_ref().map_or("", |party| &party.name);
+            assert_eq!(culprit, finding.message);
+            told.push(format!("{second}:{} {culprit}", finding.level.text()));
+        }
+    }
+    assert_eq!(told, ["2:EMERGENCY node", "13:CRITICAL node", "63:WARN lab"]);
+}
