@@ -46,8 +46,8 @@ const MEMORY_BYTES: u64 = 2 << 30;
 const SHIFT: u8 = 0;
 
 /// How many times as far off times may be there as on real hardware (5 ms): what Node itself does in the turn that a block
-/// of its event loop makes longer took up to 5.6 ms, and once 11.6.
-const SLACK: u32 = 3;
+/// of its event loop makes longer took up to 5.6 ms.
+const SLACK: u32 = 2;
 
 /// The host's time for one guest. With all tests it takes some ten minutes on a busy host.
 const TIME_LIMIT: Duration = Duration::from_secs(2400);
