@@ -19,7 +19,7 @@ const PANIC_LINES: usize = 8;
 const WHY_LINES: usize = 80;
 
 /// More failures than this are no chance, and no second try is given.
-const SECOND_TRIES: usize = 3;
+pub(crate) const SECOND_TRIES: usize = 3;
 
 /// What is known of the tests that ran.
 #[derive(Default)]
@@ -28,6 +28,13 @@ pub(crate) struct Seen {
     pub(crate) skips: Vec<Skip>,
     /// Those that failed, and passed when tried again.
     pub(crate) second_tries: Vec<String>,
+}
+
+impl Seen {
+    /// Where nothing is tried again.
+    pub(crate) fn of_skips(skips: Vec<Skip>) -> Self {
+        Self { skips, second_tries: Vec::new() }
+    }
 }
 
 /// Runs tests, hands their output to `say`, and collects the skips in it.

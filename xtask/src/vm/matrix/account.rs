@@ -18,6 +18,8 @@ const FAILED: &str = "FAILED";
 pub(super) struct Account {
     programs: Vec<String>,
     tests: Vec<(String, Came)>,
+    /// Tests that passed when they were tried again.
+    late: Vec<String>,
 }
 
 /// What came of a test.
@@ -35,7 +37,7 @@ impl Account {
         let release = report["kernel"].as_str().context("no kernel in the report")?;
         let rows = report["programs"].as_array().context("no programs in the report")?;
         let programs = rows.iter().map(|row| program(row).replace(release, RELEASE)).collect();
-        Ok(Self { programs, tests: read_tests(tests) })
+        Ok(Self { programs, tests: read_tests(tests), late: Vec::new() })
     }
 
     /// Names of the tests that failed.
@@ -44,13 +46,36 @@ impl Account {
         failed.map(|(name, _)| name.clone()).collect()
     }
 
+    /// Tests that failed first, and passed when they were tried again.
+    pub(super) fn late(&self) -> impl Iterator<Item = &String> {
+        self.late.iter()
+    }
+
+    /// Takes what came of the tests that failed when they ran once more, alone.
+    pub(super) fn try_again(&mut self, second: Self) {
+        for (name, came) in second.tests {
+            let first = self.tests.iter_mut().find(|(test, _)| *test == name);
+            let Some((_, first)) = first.filter(|(_, first)| *first == Came::Failed) else {
+                continue;
+            };
+            if came == Came::Passed {
+                self.late.push(name);
+            }
+            *first = came;
+        }
+    }
+
     /// In a few words.
     pub(super) fn sums(&self) -> String {
         let program = |word: &str| self.programs.iter().filter(|line| line.contains(word)).count();
         let skipped =
             self.tests.iter().filter(|(_, came)| matches!(came, Came::Skipped(_))).count();
+        let late = match self.late.len() {
+            0 => String::new(),
+            count => format!(", {count} at the second try"),
+        };
         format!(
-            "{} attached, {} degraded, {} impossible; {} tests, {skipped} skipped",
+            "{} attached, {} degraded, {} impossible; {} tests, {skipped} skipped{late}",
             program(": attached") + program(": standby"),
             program(": degraded"),
             program(": impossible"),
@@ -164,6 +189,23 @@ mod tests {
         assert_eq!(account.to_string(), LIST);
         assert_eq!(account.failed(), ["a::d"]);
         assert_eq!(account.sums(), "1 attached, 0 degraded, 1 impossible; 3 tests, 1 skipped");
+    }
+
+    #[test]
+    fn who_fails_may_pass_late_and_is_named() {
+        let check = |second: &str, failed: &[&str], late: &[&str]| {
+            let mut account = Account::read(CHECK, TESTS).expect("an account");
+            account.try_again(Account::read(CHECK, second).expect("an account"));
+            assert_eq!(account.failed(), failed, "{second}");
+            assert_eq!(account.late().collect::<Vec<_>>(), late, "{second}");
+            assert_eq!(account.sums().contains("second try"), !late.is_empty());
+        };
+        check("test a::d ... ok\n", &[], &["a::d"]);
+        check("test a::d ... FAILED\n\nfailures:\n    a::d\n", &["a::d"], &[]);
+        check("", &["a::d"], &[]);
+        check("test a::d ... SKIPPED a::d: no node\nok\n", &[], &[]);
+        // Only those that failed run again.
+        check("test a::b ... ok\ntest a::e ... ok\n", &["a::d"], &[]);
     }
 
     #[test]

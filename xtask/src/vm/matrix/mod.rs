@@ -21,6 +21,7 @@ use crate::{
     run::BINARY,
     setup::{self, Purpose, Tools},
     skips::Skip,
+    watch::{SECOND_TRIES, Seen},
 };
 
 /// Folder with a list a kernel: what runs, what is not there, which tests pass and which are skipped.
@@ -112,11 +113,11 @@ enum Verdict {
     Skipped(String),
 }
 
-/// Builds, tries each kernel, shows the table, and gives the kernels that were skipped.
+/// Builds, tries each kernel, shows the table, and gives the kernels that were skipped and the tests that passed late.
 ///
 /// # Errors
 /// Where a kernel does not do what its list says. One that cannot be fetched is named, and is no error.
-pub(crate) fn matrix(args: &Matrix) -> Result<Vec<Skip>> {
+pub(crate) fn matrix(args: &Matrix) -> Result<Seen> {
     let tools = setup::ensure(Purpose::Test)?;
     let trial = Trial { programs: build(&tools)?, args };
     let names: Vec<String> = match args.kernels.as_slice() {
@@ -130,14 +131,17 @@ pub(crate) fn matrix(args: &Matrix) -> Result<Vec<Skip>> {
     let wrong: Vec<_> =
         rows.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Wrong(_))).collect();
     ensure!(wrong.is_empty(), "{} kernels are not as {LISTS} says", wrong.len());
-    Ok(rows.iter().filter_map(skip).collect())
+    Ok(Seen {
+        skips: rows.iter().filter_map(skip).collect(),
+        second_tries: rows.iter().flat_map(second_tries).collect(),
+    })
 }
 
 /// The part of it that every test run has.
 ///
 /// # Errors
 /// As [`matrix`].
-pub(crate) fn short_matrix() -> Result<Vec<Skip>> {
+pub(crate) fn short_matrix() -> Result<Seen> {
     matrix(&Matrix { short: true, jobs: 2, ..Matrix::default() })
 }
 
@@ -145,6 +149,12 @@ pub(crate) fn short_matrix() -> Result<Vec<Skip>> {
 fn skip((name, verdict): &(String, Verdict)) -> Option<Skip> {
     let Verdict::Skipped(reason) = verdict else { return None };
     Some(Skip { test: format!("matrix::{name}"), reason: reason.clone() })
+}
+
+/// Tests of a kernel that passed at their second try, with its name.
+fn second_tries((name, verdict): &(String, Verdict)) -> Vec<String> {
+    let Verdict::Known(_, account) = verdict else { return Vec::new() };
+    account.late().map(|test| format!("matrix::{name}: {test}")).collect()
 }
 
 fn build(tools: &Tools) -> Result<Programs> {
@@ -222,23 +232,18 @@ impl Trial<'_> {
 
     fn try_on(&self, name: &str) -> Result<Verdict> {
         let wanted = self.tests_on(name);
-        let guest = Guest {
-            mem_bytes: MEMORY_BYTES,
-            cpus: 2,
-            icount: Some(SHIFT),
-            disk: Some(Disk { iops: None }),
-            time_limit: TIME_LIMIT,
-            show: false,
-            ..Guest::new(name.parse()?)
-        };
-        let out = Path::new(RUNS).join(name);
-        let outcome = guest.run(&self.job(&out, wanted.as_deref()))?;
-        ensure!(outcome.status.is_some(), "{}: {}", outcome.ended, outcome.console.display());
-        let check = fs::read_to_string(outcome.out.join("check.json"))?;
-        let tests = fs::read_to_string(outcome.out.join("tests.txt")).unwrap_or_default();
-        let ended = tests.contains("\ntest result: ") || wanted.is_none();
-        ensure!(ended, "the tests did not come to their end: {}", outcome.out.display());
-        let account = Account::read(&check, &tests)?;
+        let (outcome, mut account) = self.boot(name, name, wanted.as_deref())?;
+        let failed = account.failed();
+        if (1..=SECOND_TRIES).contains(&failed.len()) {
+            println!(
+                "{name}: {} failed: {}; once more, alone",
+                failed.join(", "),
+                outcome.out.display()
+            );
+            let alone: Vec<_> =
+                ["--exact"].into_iter().chain(failed.iter().map(String::as_str)).collect();
+            account.try_again(self.boot(name, &format!("{name}-again"), Some(&alone))?.1);
+        }
         let all = wanted.is_some_and(|tests| tests.is_empty());
         let list = Path::new(LISTS).join(format!("{name}.txt"));
         if self.args.bless {
@@ -255,6 +260,27 @@ impl Trial<'_> {
             bail!("{} says otherwise:\n  {}", list.display(), differences.join("\n  "));
         }
         Ok(Verdict::Known(Box::new(outcome), account))
+    }
+
+    /// Boots a kernel, runs the tests with these arguments, and reads what came of them. What the guest leaves is in `folder`.
+    fn boot(&self, name: &str, folder: &str, tests: Option<&[&str]>) -> Result<(Outcome, Account)> {
+        let guest = Guest {
+            mem_bytes: MEMORY_BYTES,
+            cpus: 2,
+            icount: Some(SHIFT),
+            disk: Some(Disk { iops: None }),
+            time_limit: TIME_LIMIT,
+            show: false,
+            ..Guest::new(name.parse()?)
+        };
+        let outcome = guest.run(&self.job(&Path::new(RUNS).join(folder), tests))?;
+        ensure!(outcome.status.is_some(), "{}: {}", outcome.ended, outcome.console.display());
+        let check = fs::read_to_string(outcome.out.join("check.json"))?;
+        let came = fs::read_to_string(outcome.out.join("tests.txt")).unwrap_or_default();
+        let ended = came.contains("\ntest result: ") || tests.is_none();
+        ensure!(ended, "the tests did not come to their end: {}", outcome.out.display());
+        let account = Account::read(&check, &came)?;
+        Ok((outcome, account))
     }
 
     fn job(&self, out: &Path, tests: Option<&[&str]>) -> Job {
