@@ -5,6 +5,7 @@
 mod baseline;
 mod cases;
 mod cost;
+mod goals;
 mod judge;
 mod ours;
 mod play;
@@ -24,11 +25,16 @@ use std::{
 
 use clap::Parser;
 
+use self::goals::Goal;
+
+/// Healthy host-days that are to be played, at least.
+const LEAST_DAYS: f64 = 60.0;
+
 /// How early, how often wrong, and whom they blame.
 #[derive(Parser)]
 #[command(name = "score")]
 struct Options {
-    /// A sample, for CI.
+    /// A sample.
     #[arg(long)]
     quick: bool,
     /// Of all that is made up.
@@ -46,6 +52,9 @@ struct Options {
     /// Only runs of the laboratory: of this machine's target/lab, and those that were kept.
     #[arg(long)]
     recordings: bool,
+    /// Fail if a figure is not what it is to be; of runs of the laboratory, only those that were kept are asked.
+    #[arg(long, conflicts_with = "only")]
+    goals: bool,
     /// Keep a run of the laboratory in tests/recordings, packed.
     #[arg(long, value_name = "FOLDER")]
     keep: Option<PathBuf>,
@@ -72,22 +81,37 @@ fn perform(options: &Options) -> io::Result<()> {
         if options.recordings { Vec::new() } else { cases::all(size, options.seed, &options.only) };
     let cost_ms = if cases.is_empty() { (0.0, 0.0) } else { cost::large_host() };
     let results = play::all(&cases);
-    let folders = [recording::KEPT, recording::FRESH];
-    let runs: Vec<_> = folders
-        .iter()
-        .flat_map(|folder| recording::all(Path::new(folder), &options.only))
-        .collect();
+    let played = |folder| recording::all(Path::new(folder), &options.only);
+    let mut runs = played(recording::KEPT);
+    let of_kept = goals::of_runs(&runs);
+    if !options.goals {
+        runs.extend(played(recording::FRESH));
+    }
     if results.is_empty() && runs.is_empty() {
         return Err(io::Error::other(format!("nothing to play starts with {:?}", options.only)));
     }
     if options.verbose {
         results.iter().for_each(|result| println!("{}", table::line(result)));
     }
-    let page = table::page(&results, &runs, options, cost_ms, start.elapsed());
+    let least_days = if options.quick { 0.0 } else { LEAST_DAYS };
+    let of_cases =
+        if options.recordings { Vec::new() } else { goals::of_cases(&results, least_days) };
+    let page = table::page(&results, &runs, &of_cases, options, cost_ms, start.elapsed());
     println!("{page}");
     if let Some(path) = &options.report {
         std::fs::write(path, page)
             .map_err(|error| io::Error::other(format!("{}: {error}", path.display())))?;
     }
-    Ok(())
+    if options.goals { judge(of_cases.iter().chain(&of_kept)) } else { Ok(()) }
+}
+
+/// Fails with the goals that are missed, if there are any.
+fn judge<'a>(goals: impl Iterator<Item = &'a Goal>) -> io::Result<()> {
+    let (met, missed): (Vec<_>, Vec<_>) = goals.partition(|goal| goal.is_met());
+    if missed.is_empty() {
+        println!("all {} goals are met", met.len());
+        return Ok(());
+    }
+    let shown: Vec<_> = missed.iter().map(|goal| goal.cells().join(", ")).collect();
+    Err(io::Error::other(format!("{} goals are missed:\n  {}", missed.len(), shown.join("\n  "))))
 }

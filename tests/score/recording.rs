@@ -2,15 +2,16 @@
 //! truth.
 //!
 //! A run is a folder with `timeline.jsonl` and `agent/recording.jsonl`, as the laboratory leaves it below `target/lab/`, or
-//! with `timeline.jsonl.gz` and `recording.jsonl.gz`, as `--keep` makes it: without the witness's samples, some 20 KiB.
+//! with `timeline.jsonl.br` and `recording.jsonl.br` (RFC 7932), as `--keep` makes it: without the witness's samples, some
+//! 30 KiB.
 
 use std::{
     fs::{self, File},
-    io::{self, BufReader, Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
-use flate2::{Compression, read::GzDecoder, write::GzEncoder};
+use brotli::{BrotliCompress, Decompressor, enc::BrotliEncoderParams};
 use observer::record;
 use serde_json::Value;
 
@@ -27,6 +28,10 @@ pub(crate) const KEPT: &str = "tests/recordings";
 pub(crate) const FRESH: &str = "target/lab";
 /// The two files of a run.
 const NAMES: [&str; 2] = ["timeline.jsonl", "recording.jsonl"];
+/// What is unpacked at a time; the packer's best; and its widest window, as snapshots of a second are like those of the next.
+const BUFFER_BYTES: usize = 1 << 16;
+const QUALITY: i32 = 11;
+const WINDOW_BITS: i32 = 24;
 /// What a time line needs to tell the truth.
 const TRUTH: &[&str] = &[
     "culprit",
@@ -71,9 +76,9 @@ fn find(folder: &Path, runs: &mut Vec<PathBuf>) {
 /// One of the two files, packed or not.
 fn text(run: &Path, name: &str) -> io::Result<String> {
     let mut text = String::new();
-    let packed = run.join(format!("{name}.gz"));
+    let packed = run.join(format!("{name}.br"));
     if packed.exists() {
-        GzDecoder::new(BufReader::new(File::open(packed)?)).read_to_string(&mut text)?;
+        Decompressor::new(File::open(packed)?, BUFFER_BYTES).read_to_string(&mut text)?;
     } else {
         let folder = if name == NAMES[1] { run.join("agent") } else { run.to_owned() };
         File::open(folder.join(name))?.read_to_string(&mut text)?;
@@ -174,13 +179,12 @@ pub(crate) fn keep(run: &Path) -> io::Result<PathBuf> {
     {
         kept += &format!("{event}\n");
     }
-    pack(&folder.join(format!("{}.gz", NAMES[0])), &kept)?;
-    pack(&folder.join(format!("{}.gz", NAMES[1])), &text(run, NAMES[1])?)?;
+    pack(&folder.join(format!("{}.br", NAMES[0])), &kept)?;
+    pack(&folder.join(format!("{}.br", NAMES[1])), &text(run, NAMES[1])?)?;
     Ok(folder)
 }
 
 fn pack(path: &Path, text: &str) -> io::Result<()> {
-    let mut packer = GzEncoder::new(File::create(path)?, Compression::best());
-    packer.write_all(text.as_bytes())?;
-    packer.finish().map(drop)
+    let params = BrotliEncoderParams { quality: QUALITY, lgwin: WINDOW_BITS, ..Default::default() };
+    BrotliCompress(&mut text.as_bytes(), &mut File::create(path)?, &params).map(drop)
 }

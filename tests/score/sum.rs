@@ -31,6 +31,21 @@ pub(crate) fn is_slow_leak(outcome: &Outcome) -> bool {
     outcome.class == Class::SlowLeak && outcome.name != "leak-in-cgroup"
 }
 
+/// Whether the run's healthy time counts: packed hosts are a row of their own.
+pub(crate) fn is_listed(outcome: &Outcome) -> bool {
+    outcome.class != Class::Packed
+}
+
+/// Our runs with what is broken, or piles up, by fault.
+pub(crate) fn broken(results: &[Outcome]) -> BTreeMap<&'static str, Runs<'_>> {
+    let mut faults: BTreeMap<_, Runs<'_>> = BTreeMap::new();
+    let which = |outcome: &Outcome| matches!(outcome.class, Class::Broken | Class::PileUp);
+    for run in runs(results, 0, which) {
+        faults.entry(run.0.name).or_default().push(run);
+    }
+    faults
+}
+
 /// Leads at a level: from the first alarm about the fault to its end, none if it was not told, in order.
 pub(crate) fn leads(runs: &Runs<'_>, level: Level) -> Vec<f64> {
     let lead = |(outcome, verdict): &(&Outcome, &Verdict)| {

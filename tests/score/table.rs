@@ -1,14 +1,15 @@
 //! The page of the report: what the figures are, and whose.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use crate::{
     Options,
     cases::Class,
+    goals::Goal,
     play::Outcome,
     rule::Level,
     statistics::{quantile, share_interval, sorted},
-    sum::{self, Runs},
+    sum,
 };
 
 /// False alarms shown by kind.
@@ -18,6 +19,7 @@ const SHOWN_KINDS: usize = 12;
 pub(crate) fn page(
     results: &[Outcome],
     runs: &[(String, Outcome)],
+    goals: &[Goal],
     options: &Options,
     cost_ms: (f64, f64),
     took: Duration,
@@ -27,7 +29,7 @@ pub(crate) fn page(
         return recordings;
     }
     let names: Vec<&str> = results[0].verdicts.iter().map(|(name, _)| *name).collect();
-    let all = sum::runs(results, 0, is_listed);
+    let all = sum::runs(results, 0, sum::is_listed);
     let days = sum::healthy_days(&all);
     let faults = results.iter().filter(|outcome| outcome.truth.onset_s.is_some()).count();
     let mut page = format!(
@@ -37,6 +39,8 @@ pub(crate) fn page(
         options.seed,
         took.as_secs_f64(),
     );
+    page += "\n## Goals\n\n";
+    page += &goal_table(goals);
     page += "\n## Hosts whose memory runs out, at most 5 MB/s on 4 GB\n\n";
     page += &main_table(results, &names);
     page += "\n## Time left, as told by observer and as it was\n\n";
@@ -100,6 +104,11 @@ fn recordings(runs: &[(String, Outcome)]) -> String {
          From the first alarm to the first failed request, hang or kill; \"on\": nothing had failed when the run ended, so \
          many seconds after the fault began. A run without fault shows false alarms; of observer's, each is told below.\n\n{table}\n{wolves}"
     )
+}
+
+fn goal_table(goals: &[Goal]) -> String {
+    let rows: Vec<_> = goals.iter().map(|goal| goal.cells().to_vec()).collect();
+    markdown(&["figure", "goal", "reached", ""], &rows)
 }
 
 fn main_table(results: &[Outcome], names: &[&str]) -> String {
@@ -187,24 +196,20 @@ fn calibration_table(results: &[Outcome]) -> String {
     markdown(&heading, &rows.collect::<Vec<_>>())
 }
 
-/// Whether the run's healthy time counts: packed hosts are a row of their own.
-fn is_listed(outcome: &Outcome) -> bool {
-    outcome.class != Class::Packed
-}
-
 fn alarm_table(results: &[Outcome], names: &[&str]) -> String {
     let heading =
         ["rule", "WARN a host-day", "CRITICAL a host-day", "squeezed: WARN", "squeezed: CRITICAL"];
     let rows = names.iter().enumerate().map(|(at, name)| {
-        let all = sum::runs(results, at, is_listed);
-        let squeezed = sum::runs(results, at, |outcome| is_listed(outcome) && outcome.squeezed);
+        let all = sum::runs(results, at, sum::is_listed);
+        let squeezed =
+            sum::runs(results, at, |outcome| sum::is_listed(outcome) && outcome.squeezed);
         let cells = [&all, &squeezed].map(|runs| {
             [Level::Warn, Level::Critical].map(|level| rate(sum::false_alarms(runs, level)))
         });
         [vec![(*name).to_owned()], cells.concat()].concat()
     });
     let rows: Vec<_> = rows.collect();
-    let squeezed = sum::runs(results, 0, |outcome| is_listed(outcome) && outcome.squeezed);
+    let squeezed = sum::runs(results, 0, |outcome| sum::is_listed(outcome) && outcome.squeezed);
     let mut text = markdown(&heading, &rows);
     text += &format!(
         "\nWith the exact 95 % interval of Poisson; {:.1} of the host-days are squeezed, so that a quarter of RAM is left at the peak. An alarm that returns within five minutes is the same one.\n",
@@ -247,11 +252,7 @@ fn class_table(results: &[Outcome], names: &[&str]) -> String {
 fn broken_table(results: &[Outcome]) -> String {
     let heading =
         ["fault", "runs", "told", "after p50 / p90", "at most", "lead p50", "culprit top-1"];
-    let mut kinds: BTreeMap<&str, Runs<'_>> = BTreeMap::new();
-    let which = |outcome: &Outcome| matches!(outcome.class, Class::Broken | Class::PileUp);
-    for run in sum::runs(results, 0, which) {
-        kinds.entry(run.0.name).or_default().push(run);
-    }
+    let kinds = sum::broken(results);
     let rows = kinds.iter().map(|(name, runs)| {
         let delays = sum::delays(runs);
         let leads = sum::leads(runs, Level::Warn);

@@ -66,6 +66,8 @@ fn stages(report: &mut Report) -> Result<()> {
             "--lib",
             "--bin",
             "lab",
+            "--bin",
+            "score",
             "--test",
             "agent",
             "--",
@@ -81,6 +83,7 @@ fn stages(report: &mut Report) -> Result<()> {
         }
         watch_timed(kernel.args(["--", "--nocapture", "--test-threads=1"]), seen, print_line)
     })?;
+    report.stage("early warning", |_| lab::goals(&tools))?;
     for (name, body) in IN_GUESTS {
         report.stage(name, |seen| {
             let came = body()?;

@@ -68,7 +68,7 @@ pub(crate) struct Size {
 
 /// Sixty host-days and more, and some seven hundred faults.
 pub(crate) const FULL: Size = Size { healthy: 4, healthy_s: 86_400, leaks: 36, others: 16 };
-/// For CI.
+/// A sample.
 pub(crate) const QUICK: Size = Size { healthy: 2, healthy_s: 4 * 3600, leaks: 6, others: 4 };
 
 /// RAM of the hosts, in GiB; the small ones more often.

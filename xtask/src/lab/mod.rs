@@ -15,6 +15,7 @@ use std::{fs, path::PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
+pub(crate) use self::replay::goals;
 use self::{
     place::Place,
     runs::{Outcome, Row},

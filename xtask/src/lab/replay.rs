@@ -19,6 +19,18 @@ pub(crate) enum Replay {
 /// Builds the bench and runs it.
 pub(super) fn replay(replay: &Replay, tools: &Tools) -> Result<()> {
     let Replay::Score { args } = replay;
+    score(tools, args)
+}
+
+/// The part of it that every test run has: all of it, with one seed, held to the goals.
+///
+/// # Errors
+/// Names the goals that are missed.
+pub(crate) fn goals(tools: &Tools) -> Result<()> {
+    score(tools, &["--goals".to_owned()])
+}
+
+fn score(tools: &Tools, args: &[String]) -> Result<()> {
     let mut cargo =
         tools.cargo(&["run", "--release", "--package", "observer-tests", "--bin", "score", "--"]);
     run(cargo.args(args))
