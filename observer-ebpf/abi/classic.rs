@@ -6,9 +6,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::{alloc::Exit, oom, tcp};
 
 /// Words of a slot: room for the longest record, a closed connection.
-pub const SLOT_WORDS: usize = 23;
+pub const SLOT_WORDS: usize = 25;
 
-/// Records that wait between two drains, four a second. Takes 768 KiB of kernel memory.
+/// Records that wait between two drains, four a second. Takes 832 KiB of kernel memory.
 pub const MAX_QUEUED: u32 = 4096;
 
 /// Threads whose begin is known, for the lifetime of a process; the least recent goes first.

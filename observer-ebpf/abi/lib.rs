@@ -153,6 +153,8 @@ pub enum Counter {
     ReclaimersFull = 28,
     /// Failures of processes that nobody watches, beyond [`alloc::MAX_FAILURES`].
     FailuresUntold = 29,
+    /// Connections whose end was found out later, and how it came was not seen.
+    TcpUnseen = 30,
 }
 
 /// Slots of the COUNTERS map.

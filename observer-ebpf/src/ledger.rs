@@ -4,6 +4,10 @@
 //! Yields: LEDGER; a [`Closed`] record when a connection ends; a [`Listening`] record when a process listens.
 //! How: connect(2) runs in the owner's context, so the owner is bound at CLOSE -> SYN_SENT. An accepted connection is
 //! made in softirq: its owner is whoever holds the socket's file at the next reading, or who closes it before that.
+//! The kernel skips a program that has interrupted itself: a network interrupt that comes within its run for a task is
+//! handled without it. Changes that come from the network are thus missed now and then (`recursion_misses` of the program;
+//! on 6.18 some are not in there). So what is entered follows from both states of a change, an entry is only used for the
+//! socket that it was made for, and it ends when that socket is destroyed, used again, or found to be gone.
 
 use aya_ebpf::{
     helpers::bpf_ktime_get_ns,
@@ -13,8 +17,8 @@ use aya_ebpf::{
 use observer_abi::{
     Counter, Header, Kind,
     tcp::{
-        CLIENT, Closed, LOCAL, Listening, MAX_CONNECTIONS, MAX_PEERS, OPEN, OWNER_EXIT, Owned,
-        PEER, PORT_WORDS, SERVER, Socket, state,
+        CLIENT, Closed, ENDED, Listening, MAX_CONNECTIONS, MAX_PEERS, NOT_READ, OPEN, Owned,
+        PORT_WORDS, SERVER, Socket, UNSEEN, state, words,
     },
 };
 
@@ -43,7 +47,7 @@ pub const IPPROTO_TCP: u16 = 6;
 pub trait Connection {
     /// Kernel socket.
     fn key(&self) -> u64;
-    /// Local port, host order.
+    /// Local port, host order; 0 before it is bound and after it is let go.
     fn local_port(&self) -> u16;
     /// Peer port, host order.
     fn peer_port(&self) -> u16;
@@ -106,16 +110,6 @@ fn is_from_here(connection: &impl Connection) -> bool {
     mapped_loopback || words(&peer) == words(&local)
 }
 
-/// An address as two words: comparing arrays would call memcmp.
-#[inline(always)]
-fn words(address: &[u8; 16]) -> (u64, u64) {
-    let mut low = [0; 8];
-    let mut high = [0; 8];
-    low.copy_from_slice(&address[..8]);
-    high.copy_from_slice(&address[8..]);
-    (u64::from_ne_bytes(low), u64::from_ne_bytes(high))
-}
-
 /// An address from two words.
 #[inline(always)]
 pub fn address(low: u64, high: u64) -> [u8; 16] {
@@ -131,24 +125,41 @@ fn opened(connection: &impl Connection, role: u8) {
     if !wanted {
         return;
     }
+    let key = connection.key();
+    if let Some(stale) = LEDGER.get_ptr_mut(key) {
+        forget(key, unsafe { &mut *stale });
+    }
     let now = now();
-    let mut owned = Owned { birth_ktime_ns: now, role, ..Owned::default() };
+    let mut owned = entry(connection, now, role);
     if role == CLIENT {
+        // What a classic tracepoint tells is left from the socket's connection before.
+        owned.local_port = 0;
         own(&mut owned);
     } else {
         owned.established_ktime_ns = now;
         owned.was_established = 1;
     }
     count(Counter::TcpOpened, 1);
-    enter(connection.key(), owned);
+    enter(key, owned);
 }
 
-/// Enters a connection that is older than the agent.
 #[inline(always)]
-pub fn adopt(key: u64, state: u32, role: u8) -> Owned {
+fn entry(connection: &impl Connection, birth_ktime_ns: u64, role: u8) -> Owned {
+    Owned {
+        birth_ktime_ns,
+        peer_address: words(&connection.peer_address()).into(),
+        role,
+        local_port: connection.local_port(),
+        peer_port: connection.peer_port(),
+        ..Owned::default()
+    }
+}
+
+/// Enters a connection whose begin was not seen, as a rule because it is older than the agent.
+#[inline(always)]
+pub fn adopt(connection: &impl Connection, key: u64, state: u32, role: u8) -> Owned {
     let was_established = u8::from(state != state::SYN_SENT && state != state::SYN_RECV);
-    let owned =
-        Owned { birth_ktime_ns: now(), role, preexisting: 1, was_established, ..Owned::default() };
+    let owned = Owned { preexisting: 1, was_established, ..entry(connection, now(), role) };
     enter(key, owned);
     owned
 }
@@ -169,31 +180,43 @@ fn own(owned: &mut Owned) {
     current.copy_comm(&mut owned.comm);
 }
 
+/// The entry of a connection. One that an earlier socket has left there is told as ended, and is none.
+#[inline(always)]
+pub fn find<'a>(connection: &impl Connection, key: u64) -> Option<&'a mut Owned> {
+    // The socket is locked by the caller: no other CPU changes its state now.
+    let owned = unsafe { &mut *LEDGER.get_ptr_mut(key)? };
+    let (local_port, peer_port) = (connection.local_port(), connection.peer_port());
+    if owned.is_of(local_port, peer_port, words(&connection.peer_address())) {
+        return Some(owned);
+    }
+    forget(key, owned);
+    None
+}
+
 #[inline(always)]
 fn changed(connection: &impl Connection, old: u32, new: u32) {
     let key = connection.key();
-    let Some(entry) = LEDGER.get_ptr_mut(key) else { return };
-    // The socket is locked by the caller: no other CPU changes its state now.
-    let owned = unsafe { &mut *entry };
-    match new {
-        state::ESTABLISHED => {
-            owned.established_ktime_ns = now();
-            owned.was_established = 1;
-        }
-        // Both come from close(2), shutdown(2) or exit, so this is the owner's context.
-        state::FIN_WAIT1 | state::LAST_ACK => {
-            owned.closed_ktime_ns = now();
-            if owned.closer == OPEN {
-                owned.closer = if connection.owner_exits() { OWNER_EXIT } else { LOCAL };
-            }
-            if owned.tgid == 0 {
-                own(owned);
-            }
-        }
-        state::CLOSE_WAIT if owned.closer == OPEN => owned.closer = PEER,
-        state::CLOSE => closed(connection, owned, old),
-        _ => {}
+    let Some(owned) = find(connection, key) else { return };
+    if new == state::CLOSE {
+        owned.leave(old);
+        closed(connection, key, owned, old);
+        return;
     }
+    if owned.local_port == 0 {
+        owned.local_port = connection.local_port();
+    }
+    if owned.follow(old, new, now, || connection.owner_exits()) && owned.tgid == 0 {
+        own(owned);
+    }
+}
+
+/// A socket goes. If the end of its connection was seen, it has no entry any more.
+#[inline(always)]
+pub fn destroyed(connection: &impl Connection) {
+    let key = connection.key();
+    let Some(owned) = find(connection, key) else { return };
+    end_late(owned);
+    closed(connection, key, owned, state::CLOSE);
 }
 
 impl Subject for &Owned {
@@ -206,16 +229,68 @@ impl Subject for &Owned {
 }
 
 #[inline(always)]
-fn closed(connection: &impl Connection, owned: &Owned, old_state: u32) {
-    let key = connection.key();
-    emit(Kind::TcpClosed, owned, now(), |record: &mut Closed| {
-        record.key = key;
-        record.owned = *owned;
-        record.old_state = old_state;
-        record.reserved = 0;
-        connection.read(&mut record.socket);
-    });
+fn closed(connection: &impl Connection, key: u64, owned: &mut Owned, old_state: u32) {
+    emit(
+        Kind::TcpClosed,
+        &*owned,
+        now(),
+        #[inline(always)]
+        |record: &mut Closed| {
+            record.key = key;
+            record.owned = *owned;
+            record.old_state = old_state;
+            record.reserved = 0;
+            connection.read(&mut record.socket);
+        },
+    );
+    remove(key, owned);
+}
+
+/// The end was not seen when it came. Who closed is known if it was the owner, whose close runs in its own context.
+#[inline(always)]
+fn end_late(owned: &mut Owned) {
+    if owned.closer == OPEN {
+        owned.closer = UNSEEN;
+        count(Counter::TcpUnseen, 1);
+    }
+}
+
+/// Tells that the connection of an entry has ended, when its socket is another's by now: only what the entry has.
+#[inline(always)]
+fn forget(key: u64, owned: &mut Owned) {
+    if owned.role == ENDED {
+        let _ = LEDGER.remove(key);
+        return;
+    }
+    end_late(owned);
+    emit(
+        Kind::TcpClosed,
+        &*owned,
+        now(),
+        #[inline(always)]
+        |record: &mut Closed| {
+            record.key = key;
+            record.owned = *owned;
+            record.old_state = state::CLOSE;
+            record.reserved = 0;
+            let socket = &mut record.socket;
+            socket.clear();
+            socket.local_address = [0; 16];
+            socket.peer_address = address(owned.peer_address[0], owned.peer_address[1]);
+            socket.local_port = owned.local_port;
+            socket.peer_port = owned.peer_port;
+            socket.family = 0;
+            socket.error = NOT_READ;
+        },
+    );
+    remove(key, owned);
+}
+
+#[inline(always)]
+fn remove(key: u64, owned: &mut Owned) {
     count(Counter::TcpClosed, 1);
-    // Only fails if it is gone already.
+    // The kernel may refuse to remove it while something else of this CPU is in the table. It is then nobody's, and goes
+    // with the next socket at this address.
+    owned.role = ENDED;
     let _ = LEDGER.remove(key);
 }

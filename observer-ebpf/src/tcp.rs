@@ -1,6 +1,6 @@
 //! TCP lifetimes.
 //!
-//! Hooks: tp_btf `inet_sock_set_state`; bpf iterator `tcp`, read once a second; bpf iterator `task_file`, read when a
+//! Hooks: tp_btf `inet_sock_set_state` and `tcp_destroy_sock`; bpf iterator `tcp`, read once a second; bpf iterator `task_file`, read when a
 //! connection has no owner yet.
 //! Yields: what `ledger.rs` makes of changes of state; a [`SocketRow`] an open connection and reading; a [`HolderRow`] a
 //! socket file.
@@ -42,6 +42,12 @@ fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
     if get!(sock, sock_protocol as u16) == IPPROTO_TCP {
         ledger::state_changed(&Sock(sock), ctx.arg(1), ctx.arg(2));
     }
+    0
+}
+
+#[btf_tracepoint(function = "tcp_destroy_sock")]
+fn tcp_destroy_sock(ctx: BtfTracePointContext) -> i32 {
+    ledger::destroyed(&Sock(ctx.arg(0)));
     0
 }
 
@@ -135,10 +141,16 @@ extern "C" fn tcp_rows(ctx: &IterContext) -> i32 {
         return 0;
     }
     let key = tcp as u64;
-    let owned = match unsafe { LEDGER.get(key) } {
-        Some(owned) => *owned,
-        None if ledger::is_client(&Sock(sock)) => adopt(key, state, CLIENT),
-        None if ledger::is_server(&Sock(sock)) => adopt(key, state, SERVER),
+    let connection = Sock(sock);
+    let owned = match ledger::find(&connection, key) {
+        Some(owned) => {
+            if owned.local_port == 0 {
+                owned.local_port = connection.local_port();
+            }
+            *owned
+        }
+        None if ledger::is_client(&connection) => adopt(&connection, key, state, CLIENT),
+        None if ledger::is_server(&connection) => adopt(&connection, key, state, SERVER),
         None => return 0,
     };
     let Some(row) = SOCKET_ROW.get_ptr_mut(0) else { return 0 };
@@ -207,7 +219,8 @@ extern "C" fn socket_holders(ctx: &TaskFileContext) -> i32 {
         let Some(entry) = LEDGER.get_ptr_mut(key) else { return 0 };
         // Only these fields, and only once: the state hook may write the others on another CPU.
         let owned = unsafe { &mut *entry };
-        if owned.tgid != 0 {
+        let ports = (read!(sock, sock_num as u16), u16::from_be(read!(sock, sock_dport as u16)));
+        if owned.tgid != 0 || !owned.is_of(ports.0, ports.1, owned.peer_address.into()) {
             return 0;
         }
         copy_comm(leader, &mut owned.comm);

@@ -1,6 +1,11 @@
 //! TCP lifetimes: every connection once, with its owner, its length and its bytes, and what it waits for.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
 
 use observer::{
     signal::tcp::{Activity, Connection},
@@ -9,6 +14,7 @@ use observer::{
 use observer_tests::{
     agent::Agent,
     dns, monotonic_ns, needs,
+    netns::Namespace,
     otlp::{Span, Telemetry, int_of, is_true, str_of},
     postgres::{self, Postgres},
     program::Program,
@@ -29,6 +35,83 @@ fn postgres_connections_give_one_span_each() {
     let Some(_host) = needs::host(test, &["postgres"]) else { return };
     let server = Postgres::start();
     check_spans("postgres", server.port);
+}
+
+/// Network interrupts come within connect(2) and close(2) of others, where the kernel skips our program.
+#[test]
+fn ends_are_right_where_interrupts_meet() {
+    const PORT: u16 = 5432;
+    let test = "tcp::ends_are_right_where_interrupts_meet";
+    let Some(_host) = needs::host(test, &["unshare", "ip"]) else { return };
+    let agent = Agent::start(&[]);
+    let count = Namespace::with_interrupts().enter(|| churn(PORT, seconds(3)));
+    let all_ended = |snapshot: &Snapshot| {
+        let tcp = &snapshot.tcp;
+        (tcp.opened >= count && tcp.closed == tcp.opened).then_some(tcp.opened)
+    };
+    let opened = agent.wait_snapshot("an end of each connection", seconds(15), all_ended);
+    assert_eq!(opened, count);
+    let losses = agent.snapshot().health.losses;
+    let unseen = losses.iter().find(|loss| loss.stage == "ledger.unseen").expect("it has a row");
+    assert_eq!(unseen.count, 0, "both sides closed, which is seen: {losses:?}");
+    let telemetry = agent.stop();
+    for span in client_spans(&telemetry, PORT) {
+        let reason = str_of(&span.attrs, "observer.tcp.close_reason");
+        assert!(["local_close", "peer_close"].contains(&reason), "{span:?}");
+    }
+}
+
+/// Connects and closes on loopback for so long, half of the times the server first, and says how often.
+fn churn(port: u16, length: Duration) -> u64 {
+    let deadline = Instant::now() + length;
+    let pairs = [1, 2, 3, 4, 5, 6, 7, 8].map(|host| {
+        let address = (Ipv4Addr::new(127, 0, 0, host), port);
+        let listener = TcpListener::bind(address).expect("a namespace has all ports");
+        (
+            std::thread::spawn(move || serve(&listener)),
+            std::thread::spawn(move || connect(address, deadline)),
+        )
+    });
+    pairs
+        .map(|(server, client)| {
+            server.join().expect("the server has not panicked");
+            client.join().expect("the client has not panicked")
+        })
+        .into_iter()
+        .sum()
+}
+
+/// What the server of [`churn`] is to do.
+const CLIENT_FIRST: u8 = 0;
+const SERVER_FIRST: u8 = 1;
+const LAST: u8 = 2;
+
+fn serve(listener: &TcpListener) {
+    let mut order = [CLIENT_FIRST];
+    while order[0] != LAST {
+        let (mut stream, _) = listener.accept().expect("a client comes");
+        stream.read_exact(&mut order).expect("the client writes");
+        if order[0] != SERVER_FIRST {
+            assert_eq!(stream.read(&mut [0]).expect("the client closes"), 0);
+        }
+    }
+}
+
+fn connect(address: (Ipv4Addr, u16), deadline: Instant) -> u64 {
+    let order = |order| {
+        let mut stream = TcpStream::connect(address).expect("somebody listens");
+        stream.write_all(&[order]).expect("somebody reads");
+        if order == SERVER_FIRST {
+            assert_eq!(stream.read(&mut [0]).expect("the server closes"), 0);
+        }
+    };
+    let mut count = 1;
+    while Instant::now() < deadline {
+        order([CLIENT_FIRST, SERVER_FIRST][count as usize & 1]);
+        count += 1;
+    }
+    order(LAST);
+    count
 }
 
 #[test]

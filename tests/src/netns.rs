@@ -16,8 +16,25 @@ impl Namespace {
     /// Makes one.
     #[track_caller]
     pub fn new() -> Self {
+        Self::prepared("")
+    }
+
+    /// Makes one in which any CPU takes in what loopback carries, by an interrupt, as from a network card. With one CPU it
+    /// is as any.
+    #[track_caller]
+    pub fn with_interrupts() -> Self {
+        // Its own sysfs shows its own interfaces. All CPUs that a mask of 32 bits can name: others are refused.
+        let mask =
+            (1_u64 << std::thread::available_parallelism().map_or(1, usize::from).min(32)) - 1;
+        let file = "/sys/class/net/lo/queues/rx-0/rps_cpus";
+        Self::prepared(&format!("mount -t sysfs none /sys && echo {mask:x} > {file} && "))
+    }
+
+    #[track_caller]
+    fn prepared(first: &str) -> Self {
         let mut command = Command::new("unshare");
-        command.args(["--net", "sh", "-c", "ip link set lo up && echo up && exec cat"]);
+        let script = format!("{first}ip link set lo up && echo up && exec cat");
+        command.args(["--net", "--mount", "sh", "-c", &script]);
         let holder = Program::start(&mut command);
         holder.wait_line(seconds(20), |line| (line == "up").then_some(()));
         let file = File::open(format!("/proc/{}/ns/net", holder.pid()));

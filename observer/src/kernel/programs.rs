@@ -188,6 +188,12 @@ pub const PROGRAMS: &[Spec] = &[
         ],
         "connections have no owner and no end",
     ),
+    spec(
+        "tcp_destroy_sock",
+        "tcp",
+        &[best(Hook::TpBtf("tcp_destroy_sock"))],
+        "a connection whose end the kernel did not show us stays until its socket is used again",
+    ),
     spec("tcp_rows", "tcp", &[best(Hook::Iter("tcp"))], "open connections are not seen"),
     spec(
         "socket_holders",

@@ -14,6 +14,7 @@ use observer_abi::{
     oom::Reclaimer,
     reply::{Ends, Reply},
     sched::{WATCH_SLOTS, WATCHED, Watch},
+    tcp::Owned,
 };
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
@@ -31,6 +32,7 @@ pub struct Tables {
     watch: Watching,
     ports: Array<MapData, u64>,
     peers: HashMap<MapData, [u8; 16], u32>,
+    ledger: HashMap<MapData, u64, Wire<Owned>>,
     reclaimers: HashMap<MapData, u32, Wire<Reclaimer>>,
     faults: HashMap<MapData, Wire<FaultSite>, Wire<Faults>>,
     stacks: StackTraceMap<MapData>,
@@ -108,6 +110,7 @@ impl Tables {
             watch,
             ports: map("PORTS")?.try_into()?,
             peers: map("PEERS")?.try_into()?,
+            ledger: map("LEDGER")?.try_into()?,
             reclaimers: map("RECLAIMERS")?.try_into()?,
             faults: map("FAULTS")?.try_into()?,
             stacks: map("STACKS")?.try_into()?,
@@ -203,6 +206,17 @@ impl Tables {
     /// Has connections to this address entered in the ledger, whatever their port. False if the table is full.
     pub fn add_peer(&mut self, address: [u8; 16]) -> bool {
         self.peers.insert(address, 0, 0).is_ok()
+    }
+
+    /// Every entry of the ledger, by the address of its socket: two system calls each.
+    pub fn ledger(&self) -> impl Iterator<Item = (u64, Owned)> + '_ {
+        self.ledger.iter().filter_map(|entry| entry.ok().map(|(key, Wire(owned))| (key, owned)))
+    }
+
+    /// Removes an entry, if it is still of the connection that was born then.
+    pub fn strike(&mut self, key: u64, birth_ktime_ns: u64) -> bool {
+        let same = |Wire(owned): Wire<Owned>| owned.birth_ktime_ns == birth_ktime_ns;
+        self.ledger.get(&key, 0).is_ok_and(same) && self.ledger.remove(&key).is_ok()
     }
 
     /// Sums of reclaim by process id.

@@ -92,6 +92,11 @@ impl Rows {
         Some(pace.read(now, || tasks.read(watched, rows)))
     }
 
+    /// Whether the iterator tells every open connection.
+    pub fn iterator_has_sockets(&self) -> bool {
+        self.iterator_has_sockets
+    }
+
     /// Every open connection of the ports and peers that are followed. Those that have ended since the last reading are
     /// added to `closed`, unless a program tells of them. `None` if the iterator runs, or nothing can take its place.
     pub fn sockets(

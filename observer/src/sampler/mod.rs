@@ -44,7 +44,7 @@ use crate::{
         limit::{self, Limit},
         oom::{self, Oom},
         sched::{self, Sched, Watchlist},
-        tcp::{self, PeerNames, Tcp},
+        tcp::{self, Gone, PeerNames, Tcp},
     },
     snapshot::{Program, Verdict},
     telemetry::Batch,
@@ -79,6 +79,7 @@ struct Last {
     holders_pause_ns: u64,
     faults_ns: u64,
     names_ns: u64,
+    sweep_ns: u64,
     warned_ns: u64,
 }
 
@@ -129,6 +130,9 @@ pub struct Sampler {
     hz: u64,
     start_unix_ns: u64,
     malformed: u64,
+    gone: Gone,
+    /// Connections told as ended because their socket was gone, and of these, those that nobody saw who closed.
+    swept: (u64, u64),
     /// Addresses of databases by name that the kernel's table had no room for.
     lost_peers: u64,
     /// Connections without an owner at the last tick.
@@ -191,6 +195,8 @@ impl Sampler {
             hz,
             start_unix_ns: now.unix_ns,
             malformed: 0,
+            gone: Gone::default(),
+            swept: (0, 0),
             lost_peers: 0,
             unowned: 0,
             named: BTreeMap::new(),
@@ -277,6 +283,7 @@ impl Sampler {
         self.last.tick_ns = now.ktime_ns;
         let fresh = self.read_rows(now);
         self.find_holders(now);
+        self.sweep_ledger(now);
         self.read_replies();
         let read = self.files.read();
         self.usage.add(now.ktime_ns, &read.usage);

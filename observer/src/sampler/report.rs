@@ -78,6 +78,7 @@ impl Sampler {
         let own = [
             ("ring.malformed", self.malformed),
             ("ledger.full", self.counters.get(Counter::LedgerFull)),
+            ("ledger.unseen", self.counters.get(Counter::TcpUnseen)),
             ("alloc.stacks", self.counters.get(Counter::FaultsLost)),
             ("alloc.failures", self.counters.get(Counter::FailuresUntold)),
             ("oom.reclaimers", self.counters.get(Counter::ReclaimersFull)),

@@ -7,11 +7,14 @@ use observer_abi::{
     alloc::TaskRow,
     oom::Reclaimer,
     sched::Watch,
-    tcp::{Closed, HolderRow, SocketRow},
+    tcp::{Closed, ENDED, HolderRow, SocketRow},
 };
 
 use super::{NamesAt, Sampler};
-use crate::{proc::Brought, signal::Now};
+use crate::{
+    proc::Brought,
+    signal::{Now, tcp},
+};
 
 /// Rows read at a tick; kept, so that a tick allocates nothing once they have grown.
 #[derive(Default)]
@@ -37,6 +40,10 @@ impl Sampler {
         rows.reclaimers.clear();
         if let Some(tables) = self.kernel.tables() {
             self.counters = tables.counters();
+            let (ended, unseen) = self.swept;
+            for (counter, swept) in [(Counter::TcpClosed, ended), (Counter::TcpUnseen, unseen)] {
+                self.counters.set(counter, self.counters.get(counter) + swept);
+            }
             rows.watches.extend(
                 self.watchlist.threads().filter_map(|(_, tid)| Some((tid, tables.watched(tid)?))),
             );
@@ -74,6 +81,25 @@ impl Sampler {
             self.tcp.closed(record, now, &names, &mut self.who, &mut self.output);
         }
         read.map(drop)
+    }
+
+    /// Tells connections of the ledger as ended whose socket is gone. Only the iterator's rows have its keys.
+    pub(super) fn sweep_ledger(&mut self, now: Now) {
+        const SWEEP_EVERY_NS: u64 = 60_000_000_000;
+        if now.since(self.last.sweep_ns) < SWEEP_EVERY_NS || !self.proc.iterator_has_sockets() {
+            return;
+        }
+        self.last.sweep_ns = now.ktime_ns;
+        let Some(tables) = self.kernel.tables() else { return };
+        for (key, owned) in self.gone.look(tables.ledger(), &self.rows.sockets, now) {
+            if tables.strike(key, owned.birth_ktime_ns) && owned.role != ENDED {
+                let (record, is_unseen) = tcp::end(key, owned, now);
+                self.swept.0 += 1;
+                self.swept.1 += u64::from(is_unseen);
+                let names = NamesAt(&self.names, now.unix_ns);
+                self.tcp.closed(&record, now, &names, &mut self.who, &mut self.output);
+            }
+        }
     }
 
     /// Reads who holds which socket; owners of connections that had none are then in their rows.

@@ -145,7 +145,11 @@ impl Tcp {
             0 => record.header.ktime_ns,
             closed => closed,
         };
-        attrs.push(attr("observer.tcp.lingered_ns", record.header.ktime_ns.saturating_sub(end)));
+        // Where the socket was another's by then, nobody knows how long that was.
+        if !ends.local.0.is_unspecified() {
+            let lingered_ns = record.header.ktime_ns.saturating_sub(end);
+            attrs.push(attr("observer.tcp.lingered_ns", lingered_ns));
+        }
         let times = (now.unix_of(record.owned.birth_ktime_ns), now.unix_of(end));
         let context = span::root(key, birth_ktime_ns);
         let subject = subject(&record.owned, who);

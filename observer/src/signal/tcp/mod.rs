@@ -4,6 +4,7 @@ mod activity;
 mod churn;
 mod endpoint;
 mod fold;
+mod gone;
 mod span;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ pub(crate) use self::fold::endpoints;
 pub use self::{
     endpoint::{Naming, known_ports},
     fold::{PeerNames, Tcp},
+    gone::{Gone, end},
     transaction::Watch,
     view::{Activity, Closing, Connection, Endpoint, Transaction, UNNEEDED_NS, View},
 };

@@ -75,12 +75,15 @@ pub fn attrs(owned: &Owned, ends: &Ends, system: &str, peer_name: &str) -> Vec<A
     let mut attrs = vec![
         attr("network.peer.address", ends.peer.0.to_string()),
         attr("network.peer.port", ends.peer.1),
-        attr("network.local.address", ends.local.0.to_string()),
         attr("network.local.port", ends.local.1),
         attr("network.transport", "tcp"),
         attr("network.type", network),
         attr("observer.tcp.role", role),
     ];
+    // Of one that was found to be gone, the program has only what tells it from others.
+    if !ends.local.0.is_unspecified() {
+        attrs.push(attr("network.local.address", ends.local.0.to_string()));
+    }
     if owned.tgid != 0 {
         attrs.push(attr("process.pid", owned.tgid));
     }

@@ -5,7 +5,8 @@ use std::{collections::HashMap, net::IpAddr, time::Duration};
 use observer_abi::{
     Counter, Kind,
     tcp::{
-        CLIENT, Closed, HolderRow, LOCAL, Listening, Owned, PEER, SERVER, Socket, SocketRow, state,
+        CLIENT, Closed, HolderRow, LOCAL, Listening, NOT_READ, Owned, PEER, SERVER, Socket,
+        SocketRow, UNSEEN, state,
     },
 };
 use proptest::prelude::*;
@@ -328,6 +329,36 @@ fn the_end_of_a_connection_carries_its_attributes() {
     let span = &out.batch.spans[1];
     assert_eq!((span.error, pid(&span.subject)), (Some("ECONNREFUSED"), 0));
     assert_eq!(value(&span.attrs, "process.pid"), None);
+}
+
+#[test]
+fn an_end_that_nobody_saw_is_told_and_not_joined_with_the_next_connection_at_its_address() {
+    let mut tcp = tcp();
+    let stale = row(1, REMOTE, 5432);
+    let mut out = tick(&mut tcp, 2 * SECOND, &[stale], false);
+    let mut unseen = closed(&stale, 5 * SECOND, UNSEEN);
+    // As the program tells it, which has no socket to read from.
+    unseen.socket.local_address = [0; 16];
+    unseen.socket.error = NOT_READ;
+    tcp.closed(&unseen, at(5 * SECOND), &Named::default(), &mut Anyone, &mut out);
+    let owned = Owned { birth_ktime_ns: 5 * SECOND, tgid: 9, tid: 9, ..stale.owned };
+    let mut young = SocketRow { owned, ..stale };
+    young.socket.sent_bytes = 10;
+    out.batch.spans.extend(tick(&mut tcp, 6 * SECOND, &[young], false).batch.spans);
+    let record = closed(&young, 8 * SECOND, LOCAL);
+    tcp.closed(&record, at(8 * SECOND), &Named::default(), &mut Anyone, &mut out);
+
+    let [first, second] = &out.batch.spans[..] else { panic!("{:?}", out.batch.spans) };
+    assert_ne!(first.context, second.context);
+    assert_eq!((pid(&first.subject), pid(&second.subject)), (7, 9));
+    assert_eq!(text(&first.attrs, "observer.tcp.close_reason"), "unseen");
+    assert_eq!((first.error, int(&first.attrs, "network.local.port")), (None, 40_000));
+    for key in ["network.local.address", "observer.tcp.sent_bytes", "observer.tcp.lingered_ns"] {
+        assert_eq!(value(&first.attrs, key), None, "{key} was not seen");
+    }
+    assert_eq!(text(&second.attrs, "observer.tcp.close_reason"), "local_close");
+    assert_eq!(int(&second.attrs, "observer.tcp.sent_bytes"), 10);
+    assert_eq!(second.start_unix_ns, 5 * SECOND + WALL_AHEAD);
 }
 
 #[test]
