@@ -11,6 +11,7 @@ pub mod alone;
 pub mod btf;
 mod load;
 pub mod malloc;
+mod misses;
 pub mod offsets;
 mod packets;
 pub mod plan;
@@ -40,6 +41,7 @@ use observer_abi::{
 use zerocopy::IntoBytes as _;
 
 pub use self::{
+    misses::Misses,
     packets::{Packets, Scope},
     support::Support,
     tables::{Counters, Tables},
@@ -83,6 +85,7 @@ pub struct Options {
 pub struct Kernel {
     ebpf: Option<Loaded>,
     programs: Vec<Program>,
+    misses: Misses,
     support: Support,
     buffer: Vec<u8>,
 }
@@ -165,7 +168,9 @@ impl Kernel {
             }
         };
         trim_heap();
-        Self { ebpf, programs, support, buffer: Vec::new() }
+        let misses = ebpf.as_ref().map(|loaded| Misses::open(&loaded.object, &programs));
+        let misses = misses.unwrap_or_default();
+        Self { ebpf, programs, misses, support, buffer: Vec::new() }
     }
 
     /// What this kernel offers.
@@ -261,6 +266,11 @@ impl Kernel {
         let program: &SocketFilter =
             loaded.object.program(load::REPLIES).context("no such program")?.try_into()?;
         loaded.replies.watch(program.fd()?.as_fd(), &mut loaded.tables, ports, addresses)
+    }
+
+    /// Events at which the kernel has skipped a program, by its name; none where it does not count them (before 5.12).
+    pub fn misses(&self) -> &Misses {
+        &self.misses
     }
 
     /// Memory of all maps, as the kernel accounts it (`memlock` in /proc/self/fdinfo).

@@ -79,6 +79,7 @@ struct Last {
     holders_pause_ns: u64,
     faults_ns: u64,
     names_ns: u64,
+    misses_ns: u64,
     sweep_ns: u64,
     warned_ns: u64,
 }
@@ -130,6 +131,8 @@ pub struct Sampler {
     hz: u64,
     start_unix_ns: u64,
     malformed: u64,
+    /// Events that each program was skipped at, when last looked.
+    misses: Vec<(&'static str, u64)>,
     gone: Gone,
     /// Connections told as ended because their socket was gone, and of these, those that nobody saw who closed.
     swept: (u64, u64),
@@ -195,6 +198,7 @@ impl Sampler {
             hz,
             start_unix_ns: now.unix_ns,
             malformed: 0,
+            misses: kernel.misses().read().collect(),
             gone: Gone::default(),
             swept: (0, 0),
             lost_peers: 0,
@@ -283,6 +287,7 @@ impl Sampler {
         self.last.tick_ns = now.ktime_ns;
         let fresh = self.read_rows(now);
         self.find_holders(now);
+        self.read_misses(now);
         self.sweep_ledger(now);
         self.read_replies();
         let read = self.files.read();

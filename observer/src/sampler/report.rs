@@ -92,6 +92,8 @@ impl Sampler {
             ("tick.items", self.output.dropped),
         ];
         let own = own.map(|(stage, count)| (stage.to_owned(), count));
-        ring.into_iter().chain(own).map(|(stage, count)| Loss { stage, count }).collect()
+        let missed = self.misses.iter().map(|(name, count)| (format!("missed.{name}"), *count));
+        let all = ring.into_iter().chain(own).chain(missed);
+        all.map(|(stage, count)| Loss { stage, count }).collect()
     }
 }

@@ -83,6 +83,16 @@ impl Sampler {
         read.map(drop)
     }
 
+    /// Reads at which events programs were skipped. The kernel adds that up over all CPUs: not at each tick.
+    pub(super) fn read_misses(&mut self, now: Now) {
+        const READ_EVERY_NS: u64 = 10_000_000_000;
+        if now.since(self.last.misses_ns) >= READ_EVERY_NS {
+            self.last.misses_ns = now.ktime_ns;
+            self.misses.clear();
+            self.misses.extend(self.kernel.misses().read());
+        }
+    }
+
     /// Tells connections of the ledger as ended whose socket is gone. Only the iterator's rows have its keys.
     pub(super) fn sweep_ledger(&mut self, now: Now) {
         const SWEEP_EVERY_NS: u64 = 60_000_000_000;
