@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod alert;
 pub mod check;
+mod child;
 pub mod cli;
 pub mod config;
 pub mod control;

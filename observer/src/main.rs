@@ -1,6 +1,7 @@
 //! The `observer` command: parses, dispatches, prints the error chain.
 
 use std::{
+    ffi::OsStr,
     io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
@@ -14,7 +15,9 @@ use observer::{
     cli::{self, Cli, Command},
     config::{self, Config, ConfigError, Sources},
     control::{self, ControlError, SOCKET_NAME},
-    export, replay,
+    export,
+    kernel::prober,
+    replay,
     sampler::Sampler,
     signal::tcp,
     symbolize,
@@ -30,9 +33,15 @@ const MAX_LOG_LINES: usize = 1024;
 static LOG: Mutex<Option<WorkerGuard>> = Mutex::new(None);
 
 fn main() -> ExitCode {
-    // Not in the help: the agent calls itself to name addresses.
-    if std::env::args_os().nth(1).is_some_and(|word| word == "symbolize") {
-        return exit(symbolize::child_main().map(|()| cli::EXIT_OK));
+    // Not in the help: the agent calls itself for what is better done in a process of its own.
+    let word = std::env::args_os().nth(1);
+    let child = match word.as_deref().and_then(OsStr::to_str) {
+        Some("symbolize") => Some(symbolize::child_main()),
+        Some(prober::WORD) => Some(prober::child_main()),
+        _ => None,
+    };
+    if let Some(done) = child {
+        return exit(done.map(|()| cli::EXIT_OK));
     }
     exit(dispatch(Cli::parse().command))
 }

@@ -153,8 +153,6 @@ impl Agent {
         prepare(&mut command, state.path());
         // What a test causes is not for the log of its host.
         command.env("OBSERVER_ALERT_KMSG", "false");
-        // To let go of a process takes the kernel about a second, by which the agent's end would be late.
-        command.env("OBSERVER_ALLOC_MALLOC_PROBE", "false");
         command.args(words).arg(&out).envs(env.iter().copied());
         Self { program: Program::start(&mut command), state }
     }

@@ -39,6 +39,8 @@ impl Span {
 pub struct Log {
     /// Its `event_name`.
     pub event_name: String,
+    /// The sentence that a person reads.
+    pub body: String,
     /// When.
     pub time_unix_ns: u64,
     /// Attributes.
@@ -112,6 +114,7 @@ impl Telemetry {
         each(request, "resourceLogs", "scopeLogs", "logRecords", |log, resource| {
             self.logs.push(Log {
                 event_name: text(log, "eventName"),
+                body: text(&log["body"], "stringValue"),
                 time_unix_ns: integer(&log["timeUnixNano"]),
                 attrs: attrs(log),
                 resource: resource.clone(),

@@ -31,12 +31,24 @@ impl Source {
         self.dir.path().join(self.name)
     }
 
-    /// Compiles it as C, unoptimized and with frame pointers, into a program of this name; gives its path.
+    /// Compiles it as C, unoptimized and with frame pointers, into a program of this name that needs no library; gives its
+    /// path.
     #[track_caller]
     pub fn compile_c(&self, program: &str) -> PathBuf {
+        self.compile(program, &["-static"])
+    }
+
+    /// Likewise, but it takes the C library where the dynamic linker finds it.
+    #[track_caller]
+    pub fn compile_dynamic_c(&self, program: &str) -> PathBuf {
+        self.compile(program, &[])
+    }
+
+    #[track_caller]
+    fn compile(&self, program: &str, own: &[&str]) -> PathBuf {
         let binary = self.dir.path().join(program);
-        let flags = ["-O0", "-g", "-fno-omit-frame-pointer", "-Wall", "-Werror", "-static", "-o"];
-        let cc = Command::new("cc").args(flags).arg(&binary).arg(self.path()).output();
+        let flags = ["-O0", "-g", "-fno-omit-frame-pointer", "-Wall", "-Werror", "-o"];
+        let cc = Command::new("cc").args(own).args(flags).arg(&binary).arg(self.path()).output();
         let cc = cc.expect("cc can be started");
         assert!(cc.status.success(), "cc: {}", String::from_utf8_lossy(&cc.stderr));
         binary

@@ -4,7 +4,7 @@
 //! its name (jemalloc, tcmalloc, mimalloc), the C library.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
@@ -58,18 +58,15 @@ pub struct Allocator {
     pub functions: Vec<(Function, Entry)>,
 }
 
-/// Finds the allocator of a process.
+/// Finds the allocator of a process that has this mapped (`/proc/PID/maps`).
 ///
 /// # Errors
 /// If there is none, it cannot be read, or the process is gone; in a sentence for a person.
-pub fn find(pid: u32) -> Result<Allocator> {
-    let maps = format!("/proc/{pid}/maps");
-    let maps = fs::read_to_string(&maps).context(maps)?;
-    let program = PathBuf::from(format!("/proc/{pid}/exe"));
-    let libraries =
-        libraries(&maps).into_iter().map(|path| PathBuf::from(format!("/proc/{pid}/root{path}")));
+pub fn find(pid: u32, maps: &str) -> Result<Allocator> {
+    let files = std::iter::once("exe".to_owned()).chain(libraries(maps));
+    let files = files.map(|file| PathBuf::from(format!("/proc/{pid}/{file}")));
     let mut looked = Vec::new();
-    for file in std::iter::once(program).chain(libraries) {
+    for file in files {
         match functions(&file) {
             Ok(functions) if !functions.is_empty() => return Ok(Allocator { file, functions }),
             Ok(_) => looked.push(file.display().to_string()),
@@ -79,23 +76,35 @@ pub fn find(pid: u32) -> Result<Allocator> {
     bail!("malloc not found in {}", looked.join(", "))
 }
 
-/// Files of executable mappings that may have an allocator, those first that come before the C library.
-fn libraries(maps: &str) -> Vec<&str> {
-    let mut found: Vec<(bool, &str)> = Vec::new();
+/// Files of executable mappings that may have an allocator, those first that come before the C library; from `/proc/PID`.
+fn libraries(maps: &str) -> Vec<String> {
+    let mut found: Vec<(bool, &str, String)> = Vec::new();
     for line in maps.lines() {
         let mut fields = line.splitn(6, ' ');
-        let is_code = fields.nth(1).is_some_and(|flags| flags.contains('x'));
-        // A file that was deleted or replaced since cannot be found by its path: that path is another's.
+        let range = fields.next().unwrap_or_default();
+        let is_code = fields.next().is_some_and(|flags| flags.contains('x'));
         let path = fields.nth(3).unwrap_or_default().trim_start();
         let name = path.rsplit('/').next().unwrap_or_default();
         let is_libc = ["libc.so", "libc-", "ld-musl"].iter().any(|start| name.starts_with(start));
-        let is_new = !found.iter().any(|(_, known)| *known == path);
+        let is_new = !found.iter().any(|(_, known, _)| *known == path);
         if is_code && is_new && path.starts_with('/') && (is_libc || name.contains("malloc")) {
-            found.push((is_libc, path));
+            found.push((is_libc, path, place(range, path)));
         }
     }
-    found.sort_by_key(|(is_libc, _)| *is_libc);
-    found.into_iter().map(|(_, path)| path).collect()
+    found.sort_by_key(|(is_libc, ..)| *is_libc);
+    found.into_iter().map(|(.., place)| place).collect()
+}
+
+/// Where a mapped file is, from `/proc/PID`. What was deleted, or replaced as by an upgrade, is not where it was: the path is
+/// another's, or nobody's.
+fn place(range: &str, path: &str) -> String {
+    match range.split_once('-') {
+        Some((start, end)) if path.ends_with(" (deleted)") => {
+            let plain = |address: &str| address.trim_start_matches('0').to_owned();
+            format!("map_files/{}-{}", plain(start), plain(end))
+        }
+        _ => format!("root{path}"),
+    }
 }
 
 /// The functions that a file defines; none without `malloc` and `free`.
@@ -204,6 +213,8 @@ fn entry(function: Function, offset: u64, code: &[u8]) -> Entry {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -217,11 +228,11 @@ a000-b000 r-xp 00000000 00:00 0
 b000-c000 r-xp 00000000 08:01 4                          /usr/lib/libjemalloc.so.2
 c000-d000 r-xp 00000000 08:01 4                          /usr/lib/libjemalloc.so.2
 ";
-        assert_eq!(libraries(maps), ["/usr/lib/libjemalloc.so.2", "/usr/lib/libc.so.6"]);
-        assert_eq!(
-            libraries("1-2 r-xp 0 0 0 /lib/ld-musl-x86_64.so.1"),
-            ["/lib/ld-musl-x86_64.so.1"]
-        );
+        assert_eq!(libraries(maps), ["root/usr/lib/libjemalloc.so.2", "root/usr/lib/libc.so.6"]);
+        let musl = "/lib/ld-musl-x86_64.so.1";
+        assert_eq!(libraries(&format!("1-2 r-xp 0 0 0 {musl}")), [format!("root{musl}")]);
+        let replaced = "00401000-7fff00 r-xp 0 0 0   /lib/libc.so.6 (deleted)";
+        assert_eq!(libraries(replaced), ["map_files/401000-7fff00"]);
         assert!(libraries("nonsense\n\n- r-xp").is_empty());
     }
 
@@ -246,9 +257,10 @@ c000-d000 r-xp 00000000 08:01 4                          /usr/lib/libjemalloc.so
 
     #[test]
     fn ours_is_found() {
-        let found = find(std::process::id()).unwrap();
+        let found = find(std::process::id(), &fs::read_to_string("/proc/self/maps").unwrap());
+        let found = found.unwrap();
         assert_eq!(found.functions.len(), FUNCTIONS.len(), "{found:?}");
-        let gone = find(u32::MAX >> 1).unwrap_err();
+        let gone = find(u32::MAX >> 1, "").unwrap_err();
         assert!(format!("{gone:#}").contains("No such file"), "{gone:#}");
     }
 

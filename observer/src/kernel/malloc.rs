@@ -3,13 +3,14 @@
 //! A hit is a trap, of some 0.2 us where the kernel carries out the instruction by itself and ten times that where it does
 //! not. So the number of hits is read twenty times a second, also between the probes of one function and those of the next,
 //! `free` first, and ends all of it when it is too high. To let go of one takes the kernel about a tenth of a second: this
-//! is for a thread of its own.
+//! is for a process of its own (prober.rs).
 
 use std::{
     collections::HashMap,
+    io,
     num::NonZeroU32,
     path::Path,
-    slice, thread,
+    slice,
     time::{Duration, Instant},
 };
 
@@ -20,10 +21,13 @@ use aya::{
     programs::{UProbe, uprobe::UProbeScope},
 };
 use observer_abi::malloc::{Count, Sample};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde::{Deserialize, Serialize};
 
 use super::{
     allocator::{self, Function},
     load, plan,
+    space::Space,
     support::Support,
     tables::Wire,
 };
@@ -63,12 +67,16 @@ const PROGRAMS: [&str; 5] =
     ["free_enter", "allocated", "malloc_enter", "calloc_enter", "realloc_enter"];
 
 /// What came of it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probed {
     /// Why it ended, if not by time; empty else.
     pub ended_early: String,
     /// How long allocations were seen.
     pub time: Duration,
+    /// How long the kernel took to attach the probes, and to let go of them.
+    pub attaching: Duration,
+    /// See `attaching`.
+    pub letting_go: Duration,
     /// Calls and returns.
     pub hits: u64,
     /// Allocations sampled.
@@ -82,7 +90,7 @@ pub struct Probed {
 }
 
 /// What one stack has allocated and nobody has freed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outstanding {
     /// User addresses, innermost first.
     pub addresses: Vec<u64>,
@@ -138,22 +146,24 @@ fn probe_of<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut UProbe> {
     Ok(object.program_mut(name).context("no such program")?.try_into()?)
 }
 
-/// Probes a process for this long, or until there are too many calls or it is gone. Nothing is attached any more when this
-/// returns.
+/// Probes the process with this pid and start for so long, or until there are too many calls, it is gone, or nobody holds the
+/// other end of our standard input. Nothing is attached any more when this returns.
 ///
 /// # Errors
 /// If its allocator is not found, or the kernel refuses; in a sentence for a person.
-pub fn probe(pid: u32, longest: Duration) -> Result<Probed> {
+pub fn probe(pid: u32, start_boottime_ns: u64, longest: Duration) -> Result<Probed> {
     let target = NonZeroU32::new(pid).context("no process has the pid 0")?;
-    let allocator = allocator::find(pid)?;
+    let space = Space::open(pid, start_boottime_ns)?;
+    let allocator = allocator::find(pid, &space.maps()?)?;
     let mut object = load()?;
     let mut tables = Tables::take(&mut object)?;
     let is_dear = allocator.functions.iter().any(|(_, entry)| !entry.is_emulated);
     let mut meter = Meter::new(if is_dear { MAX_DEAR_HITS } else { MAX_HITS });
     let began = Instant::now();
-    let mut ended = String::new();
+    let mut probed = Probed::default();
     let (mut links, mut waiting) = (Vec::new(), PROBES.iter());
-    while ended.is_empty() && began.elapsed() < longest {
+    while probed.ended_early.is_empty() && began.elapsed() < longest {
+        let attaching = Instant::now();
         for (name, function) in next_function(&mut waiting) {
             let entry = allocator.functions.iter().find(|(of, _)| of == function);
             let Some((_, entry)) = entry else { continue };
@@ -162,29 +172,42 @@ pub fn probe(pid: u32, longest: Duration) -> Result<Probed> {
                 .with_context(|| format!("cannot probe {}", allocator.file.display()))?;
             links.push((*name, link));
         }
-        thread::sleep(POLL);
-        ended = if !Path::new("/proc").join(pid.to_string()).exists() {
-            "the process has ended".to_owned()
-        } else {
-            meter.is_over(tables.count(Count::Hits))
+        probed.attaching += attaching.elapsed();
+        let is_wanted = rest();
+        probed.ended_early = match space.end() {
+            Some(end) => end.to_owned(),
+            None if !is_wanted => "the agent has ended".to_owned(),
+            None => meter.is_over(tables.count(Count::Hits)),
         };
     }
     // Before anything is let go of: what is freed afterwards would not be seen.
     let samples = tables.samples();
-    let (time, letting_go) = (began.elapsed(), Instant::now());
+    probed.time = began.elapsed();
+    let letting_go = Instant::now();
     // The busiest first: each takes the kernel a while, though the breakpoint is gone at once.
     for (name, link) in links {
         probe_of(&mut object, name)?.detach(link)?;
     }
-    drop(object);
-    tracing::debug!(pid, detach = ?letting_go.elapsed(), is_dear, "malloc was probed");
-    super::trim_heap();
-    let mut probed = told(samples);
-    (probed.ended_early, probed.time) = (ended, time);
+    probed.letting_go = letting_go.elapsed();
     probed.hits = tables.count(Count::Hits);
     probed.samples = tables.count(Count::Samples);
     probed.lost = tables.count(Count::Lost);
+    // Where the addresses mean something else by now, nobody is to be blamed for what is there.
+    match space.end() {
+        Some(end) => probed.ended_early = end.to_owned(),
+        None => (probed.outstanding_bytes, probed.stacks) = told(samples),
+    }
     Ok(probed)
+}
+
+/// Lets the probes work for a while; false if nobody holds the other end of standard input.
+fn rest() -> bool {
+    let stdin = io::stdin();
+    let mut set = [PollFd::new(&stdin, PollFlags::IN)];
+    let time = Timespec { tv_sec: 0, tv_nsec: POLL.subsec_nanos().into() };
+    // An interrupted wait is a short one.
+    poll(&mut set, Some(&time)).ok();
+    set[0].revents().is_empty()
 }
 
 /// The next probes to be attached, those of one function: who calls it too often is known before there are more.
@@ -195,8 +218,8 @@ fn next_function<'a>(waiting: &mut slice::Iter<'a, Probe>) -> &'a [Probe] {
     &rest[..same]
 }
 
-/// What is held, by stack.
-fn told(samples: Vec<Sample>) -> Probed {
+/// What is held: bytes, and who asked for most of them.
+fn told(samples: Vec<Sample>) -> (u64, Vec<Outstanding>) {
     let mut stacks: HashMap<Vec<u64>, Outstanding> = HashMap::new();
     let mut outstanding_bytes = 0_u64;
     for sample in samples {
@@ -211,7 +234,7 @@ fn told(samples: Vec<Sample>) -> Probed {
     // By address too, so that the same samples tell the same.
     stacks.sort_unstable_by(|a, b| (b.bytes, &a.addresses).cmp(&(a.bytes, &b.addresses)));
     stacks.truncate(MAX_STACKS);
-    Probed { outstanding_bytes, stacks, ..Probed::default() }
+    (outstanding_bytes, stacks)
 }
 
 /// The function's address, its caller, and what frame pointers tell of the rest: their walk begins with the caller, where the
@@ -311,13 +334,13 @@ mod tests {
     fn stacks_are_told_by_bytes() {
         let mut samples = vec![sample(10, 2, &[1]), sample(30, 3, &[1]), sample(25, 2, &[1])];
         samples.extend((0..9).map(|caller| sample(1, 100 + caller, &[1])));
-        let probed = told(samples);
-        assert_eq!(probed.outstanding_bytes, 74);
-        let bytes: Vec<_> = probed.stacks.iter().map(|of| (of.bytes, of.samples)).collect();
+        let (outstanding_bytes, stacks) = told(samples);
+        assert_eq!(outstanding_bytes, 74);
+        let bytes: Vec<_> = stacks.iter().map(|of| (of.bytes, of.samples)).collect();
         assert_eq!(bytes, [(35, 2), (30, 1), (1, 1), (1, 1), (1, 1)]);
-        assert_eq!(probed.stacks[0].addresses, [1, 2]);
-        assert_eq!(told(Vec::new()), Probed::default());
-        assert_eq!(told(vec![sample(u64::MAX, 1, &[1]); 2]).outstanding_bytes, u64::MAX);
+        assert_eq!(stacks[0].addresses, [1, 2]);
+        assert_eq!(told(Vec::new()), (0, Vec::new()));
+        assert_eq!(told(vec![sample(u64::MAX, 1, &[1]); 2]).0, u64::MAX);
     }
 
     #[test]

@@ -1,18 +1,18 @@
-//! The malloc of a suspect: when a finding names a process whose memory grows, its allocator is probed for some seconds, on a
-//! thread of its own, one process at a time.
+//! The malloc of a suspect: when a finding names a process whose memory grows, its allocator is probed for some seconds, by a
+//! child that a thread of its own waits for, one process at a time.
 
 use std::{
     collections::BTreeMap,
     thread::{self, JoinHandle},
 };
 
-use anyhow::Result;
+use anyhow::{Error, Result, anyhow};
 use observer_abi::alloc::TASK_LEADER;
 
 use super::{Sampler, clock::now};
 use crate::{
     detect,
-    kernel::malloc::{self, Probed},
+    kernel::{malloc::Probed, prober},
     signal::Now,
     snapshot::{Program, Snapshot, Verdict},
 };
@@ -62,8 +62,9 @@ impl Sampler {
         let now = now();
         let is_over = |(_, thread): &mut (Key, JoinHandle<_>)| thread.is_finished();
         if let Some(((pid, start), thread)) = self.malloc.running.take_if(is_over) {
-            let told = thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("its thread failed")));
-            self.alloc.add_probed((pid, start), told.map_err(|error| format!("{error:#}")), now);
+            let told = thread.join().unwrap_or_else(|_| Err(anyhow!("its thread failed")));
+            tracing::debug!(pid, ?told, "malloc was probed");
+            self.tell_probed((pid, start), told, now);
         }
         if snapshot.oom.memory_available_bytes < AVAILABLE_BYTES {
             return;
@@ -75,14 +76,18 @@ impl Sampler {
             Some((pid, row.start_boottime_ns))
         });
         let Some(key) = self.malloc.choose(suspects, now) else { return };
-        // Should the agent end meanwhile, the kernel lets go of what it had attached.
-        let probe = move || malloc::probe(key.0, malloc::MAX_TIME);
+        let probe = move || prober::probe_in_child(key.0, key.1);
         match thread::Builder::new().name("malloc".to_owned()).spawn(probe) {
             Ok(thread) => self.malloc.running = Some((key, thread)),
             Err(error) => {
-                self.alloc.add_probed(key, Err(format!("no thread to do it: {error}")), now);
+                self.tell_probed(key, Err(Error::new(error).context("no thread to do it")), now)
             }
         }
+    }
+
+    fn tell_probed(&mut self, key: Key, told: Result<Probed>, now: Now) {
+        let told = told.map_err(|error| format!("{error:#}"));
+        self.alloc.add_probed(key, told, now, &mut self.who, &mut self.output);
     }
 }
 

@@ -19,6 +19,8 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::child;
+
 pub use self::{
     client::{Client, Error, MAX_WAITING},
     kernel::kernel_symbols,
@@ -103,13 +105,7 @@ pub fn answer(request: &Request) -> Response {
 ///
 /// Errors: the request is no JSON of a [`Request`], or the pipes are closed.
 pub fn child_main() -> anyhow::Result<()> {
-    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "1000") {
-        tracing::debug!("oom_score_adj stays as it is: {error}");
-    }
-    // Else it is called `exe` in lists of processes, and in the agent's own findings.
-    if let Err(error) = rustix::thread::set_name(c"observer-names") {
-        tracing::debug!("the name of the process stays as it is: {error}");
-    }
+    child::prepare(c"observer-names");
     let mut text = Vec::new();
     io::stdin()
         .lock()

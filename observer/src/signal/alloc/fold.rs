@@ -221,12 +221,26 @@ impl Alloc {
         history.stacks.truncate(MAX_STACKS);
     }
 
-    /// Takes what a probing of a process's allocator has told, or why it could not. It takes the place of the one before.
-    pub fn add_probed(&mut self, process: (u32, u64), probed: Result<Probed, String>, now: Now) {
-        // A process that is gone has nobody who could be told.
-        if let Some(history) = self.histories.get_mut(&process) {
-            history.malloc = Some(Told::new(probed, now));
+    /// Takes what a probing of a process's allocator has told, or why it could not. It takes the place of the one before. Of a
+    /// process that is gone by now it is told at once, as its row is gone as well.
+    pub fn add_probed(
+        &mut self,
+        key: Key,
+        probed: Result<Probed, String>,
+        now: Now,
+        who: &mut dyn Who,
+        out: &mut Output,
+    ) {
+        let told = Told::new(probed, now);
+        if let Some(history) = self.histories.get_mut(&key) {
+            history.malloc = Some(told);
+            return;
         }
+        let process = who.process(key.0, Some(key.1), "");
+        let name = process.name.clone();
+        let memory = ProcessMemory { pid: key.0, name, ..ProcessMemory::default() };
+        let (body, attrs) = malloc::words(&memory, &told.shown());
+        out.event(event("observer.memory.malloc", body, attrs, now, Subject::Process(process)));
     }
 
     /// Stacks to be given names, with their leaf returns: of each growing process those that would be shown.

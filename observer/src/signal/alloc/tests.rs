@@ -371,11 +371,19 @@ fn what_malloc_was_asked_for_is_told_once_and_with_names() {
         let events = out.batch.events.iter();
         events.filter(|of| of.name == "observer.memory.malloc").map(|of| of.body.clone()).collect()
     };
+    // What is told at once.
+    let add = |alloc: &mut Alloc, key, told, second: u64| {
+        let mut out = Output::default();
+        alloc.add_probed(key, told, at(second * SECOND), &mut Anyone, &mut out);
+        bodies(&out)
+    };
     let mut alloc = Alloc::new(LIMITS);
     tick(&mut alloc, SECOND, &[row(7, 100)]);
-    alloc.add_probed((7, 1), Ok(probed(&[(3, 9)])), at(SECOND));
+    let gone = Probed { ended_early: "the process has ended".into(), ..probed(&[]) };
+    let told = add(&mut alloc, (7, 1), Ok(gone), 1);
+    assert!(told[0].ends_with("(7): ended after 10.0 s: the process has ended"), "{told:?}");
     assert_eq!(alloc.unnamed(), [], "of another process with this pid");
-    alloc.add_probed((7, 70), Ok(probed(&[(3, 9), (4, 1)])), at(SECOND));
+    assert!(add(&mut alloc, (7, 70), Ok(probed(&[(3, 9), (4, 1)])), 1).is_empty());
     assert_eq!(alloc.unnamed(), [(7, vec![(vec![1, 3], 0), (vec![1, 4], 0)])]);
     assert!(bodies(&tick(&mut alloc, 2 * SECOND, &[row(7, 100)])).is_empty(), "not without names");
     let shown = alloc.view().processes[0].malloc.clone().unwrap();
@@ -389,10 +397,10 @@ fn what_malloc_was_asked_for_is_told_once_and_with_names() {
     assert_eq!(told, [body]);
     assert!(bodies(&tick(&mut alloc, 60 * SECOND, &[row(7, 100)])).is_empty(), "once");
 
-    alloc.add_probed((7, 70), Ok(probed(&[(5, 1)])), at(60 * SECOND));
+    assert!(add(&mut alloc, (7, 70), Ok(probed(&[(5, 1)])), 60).is_empty());
     assert!(bodies(&tick(&mut alloc, 89 * SECOND, &[row(7, 100)])).is_empty());
     assert_eq!(bodies(&tick(&mut alloc, 90 * SECOND, &[row(7, 100)])).len(), 1, "nobody knows it");
-    alloc.add_probed((7, 70), Err("malloc not found in /app".into()), at(90 * SECOND));
+    assert!(add(&mut alloc, (7, 70), Err("malloc not found in /app".into()), 90).is_empty());
     let told = bodies(&tick(&mut alloc, 91 * SECOND, &[row(7, 100)]));
     assert_eq!(told, ["malloc of node (7): malloc not found in /app"]);
     tick(&mut alloc, 92 * SECOND, &[]);
