@@ -45,12 +45,19 @@ impl Malloc {
         Self { is_on, ..Self::default() }
     }
 
-    /// Who of these is to be probed now.
-    fn choose(&mut self, suspects: impl Iterator<Item = Key>, now: Now) -> Option<Key> {
+    /// Who of these is to be probed now, with so much memory available.
+    fn choose(
+        &mut self,
+        mut suspects: impl Iterator<Item = Key>,
+        available_bytes: u64,
+        now: Now,
+    ) -> Option<Key> {
         self.probed.retain(|_, began| now.since(*began) < AGAIN_NS);
-        let mut new = suspects.filter(|key| !self.probed.contains_key(key));
         let is_free = self.is_on && self.running.is_none() && self.probed.len() < MAX_PROBED;
-        let key = is_free.then(|| new.next()).flatten()?;
+        if !is_free || available_bytes < AVAILABLE_BYTES {
+            return None;
+        }
+        let key = suspects.find(|key| !self.probed.contains_key(key))?;
         self.probed.insert(key, now.ktime_ns);
         Some(key)
     }
@@ -66,16 +73,14 @@ impl Sampler {
             tracing::debug!(pid, ?told, "malloc was probed");
             self.tell_probed((pid, start), told, now);
         }
-        if snapshot.oom.memory_available_bytes < AVAILABLE_BYTES {
-            return;
-        }
         let suspects = detect::growing_processes(&snapshot.detect);
         let tasks = &self.rows.tasks;
         let suspects = suspects.filter(|pid| *pid != std::process::id()).filter_map(|pid| {
             let row = tasks.iter().find(|row| row.tgid == pid && row.flags & TASK_LEADER != 0)?;
             Some((pid, row.start_boottime_ns))
         });
-        let Some(key) = self.malloc.choose(suspects, now) else { return };
+        let available_bytes = snapshot.oom.memory_available_bytes;
+        let Some(key) = self.malloc.choose(suspects, available_bytes, now) else { return };
         let probe = move || prober::probe_in_child(key.0, key.1);
         match thread::Builder::new().name("malloc".to_owned()).spawn(probe) {
             Ok(thread) => self.malloc.running = Some((key, thread)),
@@ -95,13 +100,23 @@ impl Sampler {
 mod tests {
     use super::*;
 
+    /// More than enough memory.
+    const AMPLE: u64 = 4 << 30;
+
+    fn at(second: u64) -> Now {
+        Now { ktime_ns: second * 1_000_000_000, unix_ns: 0 }
+    }
+
+    fn row(verdict: Verdict) -> Program {
+        Program { verdict, ..Program::default() }
+    }
+
     #[test]
     fn a_process_is_probed_once_in_a_while_and_no_two_at_once() {
-        let at = |second: u64| Now { ktime_ns: second * 1_000_000_000, unix_ns: 0 };
-        let row = |verdict| Program { verdict, ..Program::default() };
         let mut malloc = Malloc::new(Some(&row(Verdict::Standby)));
         let mut check = |suspects: &[Key], second, expect| {
-            assert_eq!(malloc.choose(suspects.iter().copied(), at(second)), expect, "{second} s");
+            let suspects = suspects.iter().copied();
+            assert_eq!(malloc.choose(suspects, AMPLE, at(second)), expect, "{second} s");
         };
         check(&[], 1, None);
         check(&[(1, 5), (2, 5)], 2, Some((1, 5)));
@@ -111,11 +126,26 @@ mod tests {
         check(&[(1, 5), (2, 5)], 601, None);
         check(&[(1, 5), (2, 5)], 602, Some((1, 5)));
         let crowd: Vec<Key> = (10..200).map(|pid| (pid, 0)).collect();
-        let probed =
-            (700..900).filter(|at_s| malloc.choose(crowd.iter().copied(), at(*at_s)).is_some());
+        let probed = (700..900)
+            .filter(|at_s| malloc.choose(crowd.iter().copied(), AMPLE, at(*at_s)).is_some());
         assert!(probed.count() <= MAX_PROBED);
         for off in [None, Some(&row(Verdict::Impossible))] {
-            assert_eq!(Malloc::new(off).choose([(1, 1)].into_iter(), at(1)), None);
+            assert_eq!(Malloc::new(off).choose([(1, 1)].into_iter(), AMPLE, at(1)), None);
         }
+    }
+
+    #[test]
+    fn nobody_is_probed_while_memory_is_short() {
+        let mut malloc = Malloc::new(Some(&row(Verdict::Standby)));
+        let mut check = |suspect: u32, available_bytes: u64, expect: bool| {
+            let chosen = malloc.choose([(suspect, 1)].into_iter(), available_bytes, at(1));
+            assert_eq!(chosen.is_some(), expect, "{available_bytes} bytes");
+        };
+        check(1, 0, false);
+        check(1, AVAILABLE_BYTES - 1, false);
+        // That he was a suspect meanwhile is not held against him.
+        check(1, AVAILABLE_BYTES, true);
+        check(1, AVAILABLE_BYTES, false);
+        check(2, u64::MAX, true);
     }
 }
