@@ -7,9 +7,9 @@
 //! Misses: what was allocated before; mmap(2), `memalign` and its like, allocators with other names (V8's heap, arenas, Go);
 //! what is allocated shortly before the end counts, though it may be freed a moment later. A `realloc` that fails counts as a
 //! `free`. Stacks without frame pointers are cut after the caller.
-//! Cost: 564 ns a pair of malloc and free (three hits, 188 ns each) where the kernel carries out the first instructions by
-//! itself, as in Debian's C library (docs/measurements.md); with an empty program one hit was 232 ns. A hit is a trap, so the
-//! agent ends it when there are many (kernel/malloc.rs).
+//! Cost: some 640 ns a pair of malloc and free (three hits, 213 ns each) where the kernel carries out the first instructions
+//! by itself, as in Debian's C library (docs/measurements.md). A hit is a trap, so the agent ends it when there are many
+//! (kernel/malloc.rs).
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(

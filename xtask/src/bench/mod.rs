@@ -4,6 +4,7 @@ mod agent;
 mod bpf;
 mod cgroup;
 mod instructions;
+mod malloc;
 mod servers;
 mod slow;
 mod stats;
@@ -24,7 +25,7 @@ use self::{subject::Subject, workload::Workload};
 use crate::{
     command::{is_root, run},
     run::BINARY,
-    setup::{self, Purpose},
+    setup::{self, Purpose, Tools},
 };
 
 /// What to measure.
@@ -54,6 +55,15 @@ pub(crate) enum Bench {
     },
     /// CPU time a tick of the detectors, with 2,000 processes and 20,000 connections; fails beyond 2 ms, and needs no root.
     Detect,
+    /// What the probes of a malloc cost whoever calls it, and how long they take to attach and to let go of.
+    Malloc {
+        /// Rounds.
+        #[arg(long, default_value_t = 9)]
+        rounds: usize,
+    },
+    /// The workload of `malloc`, which starts it.
+    #[command(hide = true)]
+    Pairs,
     /// The workload of short TCP connections; the other commands start it.
     #[command(hide = true)]
     Connect {
@@ -86,6 +96,7 @@ impl Choice {
 pub(crate) fn bench(bench: &Bench) -> Result<()> {
     match bench {
         Bench::Connect { count } => workload::connect(*count),
+        Bench::Pairs => malloc::pairs(),
         Bench::Instructions { kernel, boots } => instructions::instructions(kernel, *boots),
         Bench::Detect => {
             let tools = setup::ensure(Purpose::Run)?;
@@ -103,6 +114,10 @@ pub(crate) fn bench(bench: &Bench) -> Result<()> {
             prepare(&choice.only)?;
             stats::stats(choice)
         }
+        Bench::Malloc { rounds } => {
+            build(&setup::ensure(Purpose::Run)?)?;
+            malloc::malloc(*rounds)
+        }
         Bench::Agent { seconds, only } => {
             prepare(only)?;
             agent::agent(*seconds, only)
@@ -112,10 +127,12 @@ pub(crate) fn bench(bench: &Bench) -> Result<()> {
 
 fn prepare(subjects: &[Subject]) -> Result<()> {
     let tools = setup::ensure(Purpose::Bench)?;
-    if subjects.contains(&Subject::Observer) {
-        run(&mut tools.cargo(&["build", "--release", "--package", "observer"]))?;
-        println!("measuring {BINARY}");
-    }
+    if subjects.contains(&Subject::Observer) { build(&tools) } else { Ok(()) }
+}
+
+fn build(tools: &Tools) -> Result<()> {
+    run(&mut tools.cargo(&["build", "--release", "--package", "observer"]))?;
+    println!("measuring {BINARY}");
     Ok(())
 }
 
