@@ -3,21 +3,19 @@
 //! Looked for in the order in which the dynamic linker does, among the files that may have it: the program, an allocator by
 //! its name (jemalloc, tcmalloc, mimalloc), the C library.
 
-use std::{
-    fs::File,
-    os::unix::fs::FileExt as _,
-    path::{Path, PathBuf},
-};
+use std::{cell::Cell, fs::File, ops::Range, path::PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use object::{
-    Endianness, ReadCache, ReadRef, StringTable,
+    Endianness, ReadCache, ReadCacheOps, ReadRef, StringTable,
     elf::{FileHeader64, PT_LOAD, ProgramHeader64, SHT_DYNSYM, SHT_SYMTAB, STT_FUNC},
     read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _, Sym as _},
 };
 
-/// Bytes of a symbol table, or of its names, that are read: Node.js has some 20 MiB.
-const MAX_TABLE_BYTES: u64 = 128 << 20;
+/// Bytes of a file that are read: the tables of a Node.js have some 20 MiB.
+const MAX_READ_BYTES: u64 = 128 << 20;
+/// Bytes of a function that are looked at.
+const CODE_BYTES: u64 = 16;
 
 /// A function of the allocator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +65,7 @@ pub fn find(pid: u32, maps: &str) -> Result<Allocator> {
     let files = files.map(|file| PathBuf::from(format!("/proc/{pid}/{file}")));
     let mut looked = Vec::new();
     for file in files {
-        match functions(&file) {
+        match File::open(&file).map_err(Error::new).and_then(functions) {
             Ok(functions) if !functions.is_empty() => return Ok(Allocator { file, functions }),
             Ok(_) => looked.push(file.display().to_string()),
             Err(error) => looked.push(format!("{}: {error:#}", file.display())),
@@ -108,23 +106,77 @@ fn place(range: &str, path: &str) -> String {
 }
 
 /// The functions that a file defines; none without `malloc` and `free`.
-fn functions(path: &Path) -> Result<Vec<(Function, Entry)>> {
-    let file = File::open(path)?;
-    let data = ReadCache::new(&file);
-    let header = FileHeader64::<Endianness>::parse(&data).context("no 64-bit ELF file")?;
+fn functions(file: impl ReadCacheOps) -> Result<Vec<(Function, Entry)>> {
+    let (data, wanted_bytes) = (ReadCache::new(file), Cell::new(0));
+    let data = Bounded { data: &data, wanted_bytes: &wanted_bytes };
+    functions_in(data).map_err(|error| match wanted_bytes.get() {
+        wanted if wanted > MAX_READ_BYTES => {
+            anyhow!(
+                "its tables would take more than the {} MiB that are read",
+                MAX_READ_BYTES >> 20
+            )
+        }
+        _ => error,
+    })
+}
+
+/// Likewise.
+fn functions_in<'data>(data: impl ReadRef<'data>) -> Result<Vec<(Function, Entry)>> {
+    let header = FileHeader64::<Endianness>::parse(data).context("no 64-bit ELF file")?;
     let endian = header.endian()?;
-    let segments = header.program_headers(endian, &data)?;
-    let addresses = addresses(header, endian, &data)?;
+    let segments = header.program_headers(endian, data)?;
+    let addresses = addresses(header, endian, data)?;
     let mut found = Vec::new();
-    for ((function, _), address) in FUNCTIONS.into_iter().zip(addresses) {
+    for ((function, name), address) in FUNCTIONS.into_iter().zip(addresses) {
         let Some(address) = address else { continue };
-        let offset = offset(segments, endian, address).context("a symbol outside of the file")?;
-        let mut code = [0; 16];
-        let length = file.read_at(&mut code, offset)?;
-        found.push((function, entry(function, offset, &code[..length])));
+        let code = offset(segments, endian, address)
+            .and_then(|offset| Some((offset, code(data, offset)?)))
+            .with_context(|| format!("its {name} is outside of the file"))?;
+        found.push((function, entry(function, code.0, code.1)));
     }
     let has = |function| found.iter().any(|(other, _)| *other == function);
     Ok(if has(Function::Malloc) && has(Function::Free) { found } else { Vec::new() })
+}
+
+/// The first bytes of a function.
+fn code<'data>(data: impl ReadRef<'data>, offset: u64) -> Option<&'data [u8]> {
+    let left = data.len().ok()?.checked_sub(offset).filter(|left| *left > 0)?;
+    data.read_bytes_at(offset, left.min(CODE_BYTES)).ok()
+}
+
+/// A file of which no more than [`MAX_READ_BYTES`] are read: how long its tables are, and how many, is only its own word.
+#[derive(Clone, Copy)]
+struct Bounded<'budget, R> {
+    data: R,
+    wanted_bytes: &'budget Cell<u64>,
+}
+
+impl<R> Bounded<'_, R> {
+    fn take(&self, bytes: u64) -> Result<(), ()> {
+        let wanted = self.wanted_bytes.get().saturating_add(bytes);
+        self.wanted_bytes.set(wanted);
+        if wanted <= MAX_READ_BYTES { Ok(()) } else { Err(()) }
+    }
+}
+
+impl<'data, R: ReadRef<'data>> ReadRef<'data> for Bounded<'_, R> {
+    fn len(self) -> Result<u64, ()> {
+        self.data.len()
+    }
+
+    fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'data [u8], ()> {
+        // What is not there takes nothing, and has an error of its own.
+        if offset.checked_add(size).is_none_or(|end| self.len().is_ok_and(|length| end > length)) {
+            return Err(());
+        }
+        self.take(size)?;
+        self.data.read_bytes_at(offset, size)
+    }
+
+    fn read_bytes_at_until(self, range: Range<u64>, delimiter: u8) -> Result<&'data [u8], ()> {
+        self.take(range.end.saturating_sub(range.start))?;
+        self.data.read_bytes_at_until(range, delimiter)
+    }
 }
 
 /// Addresses of [`FUNCTIONS`]. What a program takes from its libraries is not looked for among its private symbols.
@@ -140,11 +192,8 @@ fn addresses<'data>(
         if table.is_empty() {
             continue;
         }
-        let names = sections.section(table.string_section())?;
-        let bytes = names.sh_size(endian).max((table.len() * 24) as u64);
-        ensure!(bytes <= MAX_TABLE_BYTES, "a symbol table of {bytes} bytes");
         // At once: a name at a time would be kept one by one.
-        let names = names.data(endian, data)?;
+        let names = sections.section(table.string_section())?.data(endian, data)?;
         let names = StringTable::new(names, 0, names.len() as u64);
         let mut is_import = false;
         for symbol in table.iter() {
@@ -212,61 +261,4 @@ fn entry(function: Function, offset: u64, code: &[u8]) -> Entry {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    #[test]
-    fn files_that_may_have_an_allocator() {
-        let maps = "\
-1000-2000 r-xp 00000000 08:01 1                          /app/server
-7000-9000 r--p 00000000 08:01 2                          /usr/lib/libc.so.6
-7000-9000 r-xp 00000000 08:01 2                          /usr/lib/libc.so.6
-9000-a000 r-xp 00000000 08:01 3                          /usr/lib/libcap.so.2
-a000-b000 r-xp 00000000 00:00 0
-b000-c000 r-xp 00000000 08:01 4                          /usr/lib/libjemalloc.so.2
-c000-d000 r-xp 00000000 08:01 4                          /usr/lib/libjemalloc.so.2
-";
-        assert_eq!(libraries(maps), ["root/usr/lib/libjemalloc.so.2", "root/usr/lib/libc.so.6"]);
-        let musl = "/lib/ld-musl-x86_64.so.1";
-        assert_eq!(libraries(&format!("1-2 r-xp 0 0 0 {musl}")), [format!("root{musl}")]);
-        let replaced = "00401000-7fff00 r-xp 0 0 0   /lib/libc.so.6 (deleted)";
-        assert_eq!(libraries(replaced), ["map_files/401000-7fff00"]);
-        assert!(libraries("nonsense\n\n- r-xp").is_empty());
-    }
-
-    #[test]
-    #[cfg(target_arch = "x86_64")]
-    fn where_a_probe_costs_least() {
-        #[track_caller]
-        fn check(function: Function, code: &[u8], skipped: u64, is_emulated: bool) {
-            assert_eq!(entry(function, 100, code), Entry { offset: 100 + skipped, is_emulated });
-        }
-        let (near, far) = (&[0x74, 0x20][..], &[0x0f, 0x84, 1, 2, 3, 4][..]);
-        check(Function::Malloc, &[0x41, 0x54, 0x55], 0, true);
-        check(Function::Malloc, &[&LANDING[..], &[0x55]].concat(), 4, true);
-        check(Function::Malloc, &[0x48, 0x83, 0xec, 0x18], 0, false);
-        check(Function::Free, &[&TEST[..], far, &[0x55]].concat(), 9, true);
-        check(Function::Free, &[&LANDING[..], &TEST, near, &[0x41, 0x55]].concat(), 9, true);
-        check(Function::Free, &[&TEST[..], near, &[0x48, 0x8b]].concat(), 0, false);
-        check(Function::Free, &[&TEST[..], &[0x75, 2, 0x55]].concat(), 0, false);
-        check(Function::Malloc, &[&TEST[..], near, &[0x55]].concat(), 0, false);
-        check(Function::Free, &[], 0, false);
-    }
-
-    #[test]
-    fn ours_is_found() {
-        let found = find(std::process::id(), &fs::read_to_string("/proc/self/maps").unwrap());
-        let found = found.unwrap();
-        assert_eq!(found.functions.len(), FUNCTIONS.len(), "{found:?}");
-        let gone = find(u32::MAX >> 1, "").unwrap_err();
-        assert!(format!("{gone:#}").contains("No such file"), "{gone:#}");
-    }
-
-    #[test]
-    fn what_is_no_program_says_so() {
-        let error = functions(Path::new("/proc/self/status")).unwrap_err();
-        assert!(format!("{error:#}").contains("no 64-bit ELF file"), "{error:#}");
-    }
-}
+mod tests;
