@@ -13,11 +13,12 @@ pub(super) const FORMAT: &str = concat!(
     "${Pre-Depends}, ${Depends}\t${Provides}\n"
 );
 
-/// Endings of static libraries. Only those that `cc -static` of plain C needs are taken.
+/// Endings of static libraries. Only those that `cc`, with and without `-static`, of plain C needs are taken.
 const STATIC_LIBRARY: &str = ".a";
 
-/// Static libraries that the loads of the tests link.
-const LINKED: &[&str] = &["libc.a", "libm.a", "libpthread.a", "libgcc.a", "libgcc_eh.a"];
+/// Static libraries that the loads of the tests link; of a shared C library a small part is static.
+const LINKED: &[&str] =
+    &["libc.a", "libc_nonshared.a", "libm.a", "libpthread.a", "libgcc.a", "libgcc_eh.a"];
 
 /// Parts of paths that no program needs in order to run.
 const LEFT_OUT: &[&str] = &[
