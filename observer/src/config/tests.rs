@@ -162,12 +162,36 @@ fn counts_at_a_host_and_port() {
     let expect = format!("tcp.most = {shown} (environment OBSERVER_TCP_MOST)");
     check("", &[("OBSERVER_TCP_MOST", text)], &[], &[&expect]);
     let mend = "write such as db.example:5432=87 or [fd00::1]:5432=87, with a port from 1 to 65535 and a number from 1 on";
-    for bad in ["db=5", "db:5432", "db:0=5", "db:5432=0", ":5432=5", "fd00::1:5432=5", "db:x=5"] {
-        let what = format!("tcp.most: \"{bad}\" is not HOST:PORT=NUMBER; {mend}");
+    let form = |text: &str| format!("\"{text}\" is not HOST:PORT=NUMBER");
+    let host = |text: &str| format!("\"{text}\" is neither a name nor an address");
+    let huge = format!("db:5432={}0", u64::MAX);
+    for (bad, what) in [
+        ("db=5", form("db=5")),
+        ("db:5432", form("db:5432")),
+        ("db:0=5", form("db:0=5")),
+        ("db:-1=5", form("db:-1=5")),
+        ("db:x=5", form("db:x=5")),
+        ("db:5432=0", form("db:5432=0")),
+        ("db:5432=-5", form("db:5432=-5")),
+        ("db:5432=5.5", form("db:5432=5.5")),
+        (&huge, form(&huge)),
+        (":5432=5", form(":5432=5")),
+        ("fd00::1:5432=5", host("fd00::1")),
+        ("[fd00::1:5432=5", host("[fd00::1")),
+        ("[10.0.0.1]:5432=5", host("[10.0.0.1]")),
+        ("10.0.0.256:5432=5", host("10.0.0.256")),
+        ("a db:5432=5", host("a db")),
+        ("tcp//db:5432=5", host("tcp//db")),
+        ("dö:5432=5", host("dö")),
+    ] {
+        let what = format!("tcp.most: {what}; {mend}");
         let expect = what.replace("tcp.most:", "environment OBSERVER_TCP_MOST:");
         check("", &[("OBSERVER_TCP_MOST", bad)], &[], &[&expect]);
         check(&format!("[tcp]\nmost = ['{bad}']"), &[], &[], &[&format!("o.toml:2:8: {what}")]);
     }
+    let texts = ["[FD00:0::01]:1=2", "[::ffff:10.0.0.9]:1=2"];
+    let read = "tcp.most = [\"[fd00::1]:1=2\", \"10.0.0.9:1=2\"] (environment OBSERVER_TCP_MOST)";
+    check("", &[("OBSERVER_TCP_MOST", &texts.join(","))], &[], &[read]);
     check(
         "[tcp]\nmost = [5]",
         &[],
@@ -176,6 +200,20 @@ fn counts_at_a_host_and_port() {
             "o.toml:2:8: tcp.most: found a TOML integer; write a list such as [\"db.example:5432=87\"]",
         ],
     );
+}
+
+#[test]
+fn there_is_a_bound_to_counts() {
+    let many = |number: usize| vec!["db:5432=87"; number].join(",");
+    let fits =
+        load("", &[("OBSERVER_TCP_MOST", &many(256))], &[]).map(|read| read.counts(&MOST).len());
+    assert_eq!(fits.ok(), Some(256));
+    let what =
+        "there are more than 256 entries; write 256 at most, those with the most connections";
+    let expect = format!("environment OBSERVER_TCP_MOST: {what}");
+    check("", &[("OBSERVER_TCP_MOST", &many(5000))], &[], &[&expect]);
+    let toml = format!("[tcp]\nmost = ['{}']", many(257).replace(',', "', '"));
+    check(&toml, &[], &[], &[&format!("o.toml:2:8: tcp.most: {what}")]);
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! One value of a setting: read from text or from TOML, checked against its [`Kind`], written as TOML.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use toml::de::{DeArray, DeInteger, DeValue};
 
@@ -40,20 +44,47 @@ pub struct Count {
     pub number: u64,
 }
 
+/// Entries of one setting: each is looked for among all connections, once a second.
+const MAX_COUNTS: usize = 256;
+
 impl Count {
     fn read(text: &str) -> Result<Self, Fault> {
-        let read = || {
+        let wrong = || Fault::new(format!("{text:?} is not HOST:PORT=NUMBER"), COUNT_MEND);
+        let split = || {
             let (place, number) = text.trim().rsplit_once('=')?;
             let (host, port) = place.trim().rsplit_once(':')?;
-            let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-            let host = bare.or(Some(host).filter(|host| !host.contains([':', '[', ']'])))?;
-            let (port, number) = (port.parse().ok()?, number.trim().parse().ok()?);
-            let fits = !host.is_empty() && port > 0 && number > 0;
-            fits.then(|| Self { host: host.to_owned(), port, number })
+            Some((host, port.parse().ok()?, number.trim().parse().ok()?))
         };
-        let wrong = || Fault::new(format!("{text:?} is not HOST:PORT=NUMBER"), COUNT_MEND);
-        read().ok_or_else(wrong)
+        let (host, port, number) = split().ok_or_else(wrong)?;
+        if host.is_empty() || port == 0 || number == 0 {
+            return Err(wrong());
+        }
+        let no_host =
+            || Fault::new(format!("{host:?} is neither a name nor an address"), COUNT_MEND);
+        Ok(Self { host: host_of(host).ok_or_else(no_host)?, port, number })
     }
+
+    fn all<'a>(texts: impl Iterator<Item = Result<&'a str, Fault>>) -> Result<Value, Fault> {
+        let read: Vec<Self> =
+            texts.take(MAX_COUNTS + 1).map(|text| Self::read(text?)).collect::<Result<_, _>>()?;
+        if read.len() > MAX_COUNTS {
+            let mend = format!("write {MAX_COUNTS} at most, those with the most connections");
+            return Err(Fault::new(format!("there are more than {MAX_COUNTS} entries"), mend));
+        }
+        Ok(Value::Counts(read))
+    }
+}
+
+/// A name or address as connections have it: IPv6 in its shortest form, without brackets.
+fn host_of(text: &str) -> Option<String> {
+    if let Some(bare) = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
+        let address: Ipv6Addr = bare.parse().ok()?;
+        return Some(address.to_canonical().to_string());
+    }
+    let only = |of: fn(char) -> bool| text.chars().all(of);
+    let is_name = only(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+    let is_number = only(|c| c.is_ascii_digit() || c == '.');
+    (is_name && (!is_number || text.parse::<Ipv4Addr>().is_ok())).then(|| text.to_owned())
 }
 
 const COUNT_MEND: &str = "write such as db.example:5432=87 or [fd00::1]:5432=87, with a port from 1 to 65535 and a number from 1 on";
@@ -108,9 +139,7 @@ impl Kind {
                 .map(|item| port(item, &format!("{item:?}")))
                 .collect::<Result<_, _>>()
                 .map(Value::Ports),
-            Kind::Counts => {
-                items(text).map(Count::read).collect::<Result<_, _>>().map(Value::Counts)
-            }
+            Kind::Counts => Count::all(items(text).map(Ok)),
             Kind::Choice(words) => match words.iter().find(|word| **word == text.trim()) {
                 Some(word) => Ok(Value::Text((*word).to_owned())),
                 None => Err(unknown_word(text, words)),
@@ -161,10 +190,7 @@ impl Kind {
                 let texts = self.toml_texts(array).map(|text| text.map(str::to_owned));
                 texts.collect::<Result<_, _>>().map(Value::List)
             }
-            (Kind::Counts, DeValue::Array(array)) => {
-                let counts = self.toml_texts(array).map(|text| Count::read(text?));
-                counts.collect::<Result<_, _>>().map(Value::Counts)
-            }
+            (Kind::Counts, DeValue::Array(array)) => Count::all(self.toml_texts(array)),
             (Kind::Ports, DeValue::Array(array)) => array
                 .iter()
                 .map(|item| self.toml_port(item.get_ref()))

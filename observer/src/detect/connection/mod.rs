@@ -10,9 +10,12 @@ pub mod dead;
 pub mod duplicate;
 mod habits;
 pub mod leak;
+mod left;
 pub mod orphan;
 mod pools;
 pub mod saturation;
+mod servers;
+mod session;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

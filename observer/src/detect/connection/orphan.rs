@@ -6,18 +6,21 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
     time::Duration,
 };
 
-use super::{MAX_VICTIMS, SECOND, SOURCE, count, is_client, is_cut};
+use super::{
+    MAX_VICTIMS, SECOND, SOURCE, count, is_client, is_cut,
+    left::Left,
+    session::{Session, sessions},
+};
 use crate::{
     detect::{
-        Detector, Judgement, Kind, Level, Party, Quality, Seen, State, evidence,
+        Judgement, Kind, Level, Party, Quality, Seen, State, evidence,
+        judgement::Never,
         key::{ByKey, Keys, key},
         party,
     },
-    identity::Process,
     signal::tcp::Connection,
     snapshot::Snapshot,
 };
@@ -33,7 +36,7 @@ pub static ORPHANS: Kind = Kind {
     clear: Duration::from_secs(5),
     hazard: false,
     settings: &[],
-    detector: |_| Box::new(Orphans::default()),
+    detector: |_| Box::new(Never),
 };
 
 const MANY: usize = 4;
@@ -47,69 +50,66 @@ const REMEMBERED_NS: u64 = 600 * SECOND;
 /// Who had a local address and port.
 #[derive(Debug)]
 struct Client {
-    pid: u32,
-    process: Option<Arc<Process>>,
+    who: Left,
     seen_ns: u64,
 }
 
+/// Finds them for [`super::budget`] too, which counts them.
 #[derive(Debug, Default)]
-struct Orphans {
+pub(super) struct Orphans {
     clients: ByKey<u64, Client>,
 }
 
-impl Detector for Orphans {
-    fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+impl Orphans {
+    /// Tells of them; gives those who left sessions behind, by the pid of the server.
+    pub fn look(
+        &mut self,
+        seen: &Seen<'_>,
+        found: &mut Vec<Judgement>,
+    ) -> BTreeMap<u32, Vec<Left>> {
+        let mut left: BTreeMap<u32, Vec<Left>> = BTreeMap::new();
         if !is_cut(&seen.snapshot.tcp) {
-            found.extend(self.sessions(seen));
+            let orphans = self.sessions(seen);
+            found.extend(judge(&orphans));
+            for (session, client) in &orphans {
+                left.entry(session.server_pid()).or_default().push(client.who.clone());
+            }
+            self.forget(seen.now_ns);
         }
         found.extend(inherited(seen));
+        left
     }
-}
 
-impl Orphans {
-    /// Sessions of PostgreSQL servers on this host: their title names the client's address and port.
-    fn sessions(&mut self, seen: &Seen<'_>) -> Option<Judgement> {
+    /// Sessions of PostgreSQL servers on this host whose client was seen, and is not any more.
+    fn sessions<'a>(&mut self, seen: &Seen<'a>) -> Vec<(Session<'a>, &Client)> {
+        let mut sessions = sessions(seen).peekable();
+        if sessions.peek().is_none() {
+            return Vec::new();
+        }
         let rows = &seen.snapshot.tcp.connections;
-        let mut sessions = seen
-            .snapshot
-            .alloc
-            .processes
-            .iter()
-            .filter(|row| row.name == "postgres")
-            .filter_map(|row| seen.process(row.pid))
-            .filter_map(|process| Some((process, client_of(&process.command_line)?)))
-            .peekable();
-        sessions.peek()?;
         for row in rows.iter().filter(|row| is_client(row) && is_here(row)) {
             let id = key((row.local_address.as_str(), row.local_port));
-            let client = self.clients.entry(id).or_insert_with(|| Client {
-                pid: row.pid,
-                process: seen.snapshot.processes.get(&row.pid).cloned(),
-                seen_ns: 0,
-            });
-            if client.pid != row.pid {
-                client.process = seen.snapshot.processes.get(&row.pid).cloned();
-                client.pid = row.pid;
+            let new = || Client { who: Left::of(seen, row), seen_ns: 0 };
+            let client = self.clients.entry(id).or_insert_with(new);
+            if client.who.pid != row.pid {
+                client.who = Left::of(seen, row);
             }
             client.seen_ns = seen.now_ns;
         }
-        let mut orphans: Vec<(&Process, &Client)> = Vec::new();
-        for (process, (address, port)) in sessions {
-            let client = self.clients.get(&key((address, port)));
-            // A session whose client was never seen is of another host, or of another network namespace.
-            orphans.extend(
-                client
-                    .filter(|client| seen.now_ns.saturating_sub(client.seen_ns) >= YOUNG_NS)
-                    .map(|client| (process, client)),
-            );
-        }
-        let judgement = judge(&orphans);
-        let now_ns = seen.now_ns;
+        // A session whose client was never seen is of another host, or of another network namespace.
+        let orphan = |session: Session<'a>| {
+            let client = self.clients.get(&key(session.client?))?;
+            let is_gone = seen.now_ns.saturating_sub(client.seen_ns) >= YOUNG_NS;
+            is_gone.then_some((session, client))
+        };
+        sessions.filter_map(orphan).collect()
+    }
+
+    fn forget(&mut self, now_ns: u64) {
         self.clients.retain(|_, client| now_ns.saturating_sub(client.seen_ns) < REMEMBERED_NS);
         if self.clients.len() > MAX_KNOWN {
             self.clients.retain(|_, client| client.seen_ns == now_ns);
         }
-        judgement
     }
 }
 
@@ -119,27 +119,19 @@ fn is_here(row: &Connection) -> bool {
         || row.peer_address == row.local_address
 }
 
-/// `postgres: [cluster: ]user database 127.0.0.1(53412) SELECT`: the address and port.
-fn client_of(title: &str) -> Option<(&str, u16)> {
-    let title = title.strip_prefix("postgres: ")?;
-    let word = title.split_whitespace().find(|word| word.ends_with(')') && word.contains('('))?;
-    let (address, port) = word.strip_suffix(')')?.split_once('(')?;
-    Some((address, port.parse().ok()?))
-}
-
-fn judge(orphans: &[(&Process, &Client)]) -> Option<Judgement> {
+fn judge(orphans: &[(Session<'_>, &Client)]) -> Option<Judgement> {
     let (first, _) = orphans.first()?;
     let many = orphans.len() >= MANY;
-    let mut counts: BTreeMap<u32, f64> = BTreeMap::new();
+    let mut counts: BTreeMap<u32, (&str, f64)> = BTreeMap::new();
     for (_, client) in orphans {
-        *counts.entry(client.pid).or_default() += 1.0;
+        counts.entry(client.who.pid).or_insert((&client.who.name, 0.0)).1 += 1.0;
     }
     // The dead are in no table of the snapshot any more.
-    let known =
-        orphans.iter().filter_map(|(_, client)| Some((client.pid, client.process.clone()?)));
+    let known = orphans
+        .iter()
+        .filter_map(|(_, client)| Some((client.who.pid, client.who.process.clone()?)));
     let dead = Snapshot { processes: known.collect(), ..Snapshot::default() };
-    let name = |pid: u32| dead.processes.get(&pid).map_or("", |process| process.name.as_str());
-    let causes: Vec<_> = counts.iter().map(|(pid, count)| (*pid, name(*pid), *count)).collect();
+    let causes: Vec<_> = counts.iter().map(|(pid, (name, count))| (*pid, *name, *count)).collect();
     let culprit = party::culprit(&dead, &causes);
     let whose = culprit.as_ref().map_or("an unknown program", |party: &Party| party.title.as_str());
     let sessions = count(orphans.len(), "session");
@@ -156,11 +148,17 @@ fn judge(orphans: &[(&Process, &Client)]) -> Option<Judgement> {
                 .with(Quality::Estimated),
             evidence("dead_clients", counts.len() as f64, "{process}", SOURCE),
         ],
-        victims: vec![party::process(&Snapshot::default(), first.pid, &first.name, 1.0)],
+        victims: vec![party::process(
+            &Snapshot::default(),
+            first.process.pid,
+            &first.process.name,
+            1.0,
+        )],
         culprit,
         advice: "set client_connection_check_interval (PostgreSQL 14 and later) or statement_timeout, end the sessions with \
                  pg_terminate_backend, and see why their clients die"
             .to_owned(),
+        kind: Some(&ORPHANS),
         ..Judgement::default()
     })
 }
@@ -196,23 +194,7 @@ fn inherited(seen: &Seen<'_>) -> Option<Judgement> {
         evidence: vec![evidence("connections", rows.len() as f64, "{connection}", SOURCE)],
         advice: "open sockets close-on-exec, or see what keeps the process from ending (state D)"
             .to_owned(),
+        kind: Some(&ORPHANS),
         ..Judgement::default()
     })
-}
-
-#[cfg(test)]
-mod unit {
-    use super::client_of;
-
-    #[test]
-    fn the_title_of_a_session_names_its_client() {
-        let check = |title, expect| assert_eq!(client_of(title), expect, "{title}");
-        check("postgres: app shop 127.0.0.1(53412) SELECT", Some(("127.0.0.1", 53412)));
-        check("postgres: main: app shop ::1(1) idle", Some(("::1", 1)));
-        check("postgres: app shop [local] idle", None);
-        check("postgres: checkpointer", None);
-        check("/usr/lib/postgresql/15/bin/postgres -D /var", None);
-        check("postgres: app shop 127.0.0.1(99999999) x", None);
-        check("postgres: )( (", None);
-    }
 }

@@ -1,5 +1,6 @@
 //! Each kind against faults and healthy look-alikes, and all of them against nonsense.
 
+mod budget;
 mod peers;
 mod pools;
 

@@ -214,7 +214,7 @@ fn an_app_under_two_daemons_has_its_pools_twice() {
 }
 
 /// PostgreSQL's sessions of the clients on these ports, beside the live clients' connections.
-fn sessions(second: u64, live: Vec<Connection>, ports: &[u16]) -> Snapshot {
+pub(super) fn sessions(second: u64, live: Vec<Connection>, ports: &[u16]) -> Snapshot {
     let local = |row: Connection| Connection {
         peer_address: "127.0.0.1".into(),
         local_address: "127.0.0.1".into(),
