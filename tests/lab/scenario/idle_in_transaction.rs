@@ -11,14 +11,13 @@ use std::{
     time::Duration,
 };
 
-use observer_tests::{
-    node::Node,
-    pm2,
-    postgres::{Client, Settings},
-};
-use serde_json::json;
+use observer_tests::{node::Node, pm2};
 
-use super::{Native, Needs, Scenario, database, orders};
+use super::{
+    Scenario,
+    database::{self, Database, SIZE},
+    orders,
+};
 use crate::stage::Stage;
 
 /// The registry's entry.
@@ -30,14 +29,7 @@ pub const SCENARIO: Scenario = Scenario {
     rate_unit: "orders a second",
     rate: 5.0,
     seconds: 40,
-    needs: Needs {
-        programs: &["node", "pm2", "postgres"],
-        guest_mib: 1024,
-        disk_iops: None,
-        icount: super::SMALL,
-        privileged: false,
-        native: Native::Free,
-    },
+    needs: database::NEEDS,
     ci: false,
     fault: |stage| run(stage, true),
     twin: |stage| run(stage, false),
@@ -49,11 +41,11 @@ const POOL: u32 = 10;
 const CHARGE: Duration = Duration::from_millis(50);
 
 fn run(stage: &mut Stage, stalls: bool) {
-    let server = database::start(stage, Settings::default());
+    let mut database = Database::start(stage, SIZE);
     let silent = provider(stage.port(2));
     let modules = pm2::node_modules().expect("node-postgres is installed beside PM2");
     let env = [
-        ("PGPORT", &*server.port.to_string()),
+        ("PGPORT", &*database.server.port.to_string()),
         ("PROVIDER", &stage.port(2).to_string()),
         ("PAUSE_MS", "500"),
         ("NODE_PATH", &modules.to_string_lossy()),
@@ -63,14 +55,10 @@ fn run(stage: &mut Stage, stalls: bool) {
     let _api = database::start_api(stage, "127.0.0.1", POOL, database::CATALOGUE);
     stage.culprit(&["billing.js"], &[billing.program.pid()]);
     stage.health(stage.port(0), "/catalogue");
-    let mut client = Client::connect(server.port).expect("the server answers");
     stage.begin();
     silent.store(stalls, Ordering::Relaxed);
     let seen = orders::until_over(stage, stage.port(0), "/orders");
-    let [all, active, idle_in_transaction] = database::connections(&mut client);
-    let values =
-        json!({ "all": all, "active": active, "idle_in_transaction": idle_in_transaction });
-    stage.tell("connections", values);
+    database.tell(stage);
     stage.tell("customers", seen.told());
 }
 

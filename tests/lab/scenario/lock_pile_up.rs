@@ -5,13 +5,14 @@
 
 use std::process::Command;
 
-use observer_tests::{
-    postgres::{Client, Settings, find_binary},
-    program::Program,
-};
+use observer_tests::{postgres::find_binary, program::Program};
 use serde_json::json;
 
-use super::{Native, Needs, Scenario, database, orders};
+use super::{
+    Scenario,
+    database::{self, Database, SIZE},
+    orders,
+};
 use crate::stage::Stage;
 
 /// The registry's entry.
@@ -23,14 +24,7 @@ pub const SCENARIO: Scenario = Scenario {
     rate_unit: "looks at the catalogue a second",
     rate: 1.0,
     seconds: 40,
-    needs: Needs {
-        programs: &["node", "pm2", "postgres"],
-        guest_mib: 1024,
-        disk_iops: None,
-        icount: super::SMALL,
-        privileged: false,
-        native: Native::Free,
-    },
+    needs: database::NEEDS,
     ci: false,
     fault: |stage| run(stage, true),
     twin: |stage| run(stage, false),
@@ -45,10 +39,9 @@ const MIGRATION: &str = "ALTER TABLE orders ADD COLUMN note text";
 const CAREFUL: &str = "until $0 -q -c \"SET lock_timeout = '1s'\" -c \"$1\"; do sleep 3; done";
 
 fn run(stage: &mut Stage, pushes: bool) {
-    let server = database::start(stage, Settings::default());
+    let mut database = Database::start(stage, SIZE);
     let _api = database::start_api(stage, "127.0.0.1", POOL, database::CATALOGUE);
     stage.health(stage.port(0), "/orders");
-    let mut client = Client::connect(server.port).expect("the server answers");
     stage.begin();
     // Not that of the PATH, which is a script in Perl.
     let psql = find_binary("psql").expect("it comes with PostgreSQL");
@@ -56,12 +49,12 @@ fn run(stage: &mut Stage, pushes: bool) {
     let start = |name: &str, words: &[&str]| {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).env("PGAPPNAME", name).env("PGHOST", "127.0.0.1");
-        command.env("PGPORT", server.port.to_string()).env("PGUSER", "app");
+        command.env("PGPORT", stage.port(1).to_string()).env("PGUSER", "app");
         Program::start(command.env("PGDATABASE", "postgres"))
     };
     let _report = start("report", &[&psql, "-c", REPORT]);
     observer_tests::wait_until("the report runs", database::READY, || {
-        (database::connections(&mut client)[1] > 0).then_some(())
+        (database.connections()[1] > 0).then_some(())
     });
     let migration = match pushes {
         true => start("migration", &[&psql, "-c", MIGRATION]),
@@ -69,7 +62,7 @@ fn run(stage: &mut Stage, pushes: bool) {
     };
     stage.culprit(&["migration"], &[migration.pid()]);
     let seen = orders::until_over(stage, stage.port(0), "/catalogue");
-    let waiting = client.value("SELECT count(*) FROM pg_locks WHERE NOT granted");
+    let waiting = database.value("SELECT count(*) FROM pg_locks WHERE NOT granted");
     stage.tell("locks", json!({ "waiting": waiting.unwrap_or_default() }));
     stage.tell("customers", seen.told());
 }

@@ -25,6 +25,7 @@ mod peer;
 mod pid_exhaustion;
 mod pm2_crash_loop;
 mod pm2_two_daemons;
+mod pool_budget;
 mod port_exhaustion;
 mod redis_fill;
 mod redis_save_thp;
@@ -48,6 +49,7 @@ pub const ALL: &[&Scenario] = &[
     &pm2_two_daemons::SCENARIO,
     &idle_in_transaction::SCENARIO,
     &lock_pile_up::SCENARIO,
+    &pool_budget::SCENARIO,
     &peer::BLACK_HOLED,
     &peer::FROZEN,
     &fd_exhaustion::SCENARIO,

@@ -12,14 +12,13 @@
 
 use std::time::{Duration, Instant};
 
-use observer_tests::{
-    http,
-    pm2::{App, Pm2},
-    postgres::{Client, Settings},
-};
+use observer_tests::{http, pm2::Pm2};
 use serde_json::json;
 
-use super::{Native, Needs, Scenario, database};
+use super::{
+    Scenario,
+    database::{self, Api, Database},
+};
 use crate::stage::Stage;
 
 /// The registry's entry.
@@ -31,21 +30,14 @@ pub const SCENARIO: Scenario = Scenario {
     rate_unit: "crashes a second",
     rate: 0.25,
     seconds: 90,
-    needs: Needs {
-        programs: &["node", "pm2", "postgres"],
-        guest_mib: 1024,
-        disk_iops: None,
-        icount: super::SMALL,
-        privileged: false,
-        native: Native::Free,
-    },
+    needs: database::NEEDS,
     ci: false,
     fault: |stage| run(stage, true),
     twin: |stage| run(stage, false),
 };
 
 const WORKERS: u32 = 2;
-const POOL: u32 = 5;
+const POOL: &str = "5";
 
 /// Longest wait for the answer to an export.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -54,24 +46,16 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const MAX_CONNECTIONS: u32 = 30;
 
 fn run(stage: &mut Stage, crashes: bool) {
-    let settings = Settings { max_connections: MAX_CONNECTIONS, ..Settings::default() };
-    let server = database::start(stage, settings);
-    let pg_port = server.port.to_string();
+    let mut database = Database::start(stage, MAX_CONNECTIONS);
     let mut pm2 = Pm2::new("nobody");
-    start_neighbour(&mut pm2, &stage.port(0).to_string(), &pg_port);
-    let (port, pool) = (stage.port(2).to_string(), POOL.to_string());
+    // What the witness asks, in which nothing is wrong. It closes idle connections at once, so it needs new ones.
+    let neighbour = [("POOL", "2"), ("IDLE_MS", "100")];
+    Api { name: "shop", port: 0, workers: None, env: &neighbour }.start(stage, &mut pm2);
     let (bug, report_s) = if crashes { ("1", "60") } else { ("0", "1") };
-    let env = [
-        ("PORT", &*port),
-        ("PGPORT", &*pg_port),
-        ("POOL", &*pool),
-        ("BUG", bug),
-        ("REPORT_S", report_s),
-    ];
-    pm2.start(&App { name: "api", script: database::API, workers: Some(WORKERS), env: &env });
+    let env = [("POOL", POOL), ("BUG", bug), ("REPORT_S", report_s)];
+    Api { name: "api", port: 2, workers: Some(WORKERS), env: &env }.start(stage, &mut pm2);
     stage.culprit(&["api"], &pm2.pids("api"));
     stage.health(stage.port(0), "/catalogue");
-    let mut client = Client::connect(server.port).expect("superusers always get a connection");
     stage.begin();
     let period = Duration::from_secs_f64(1.0 / stage.rate());
     let mut round = 0;
@@ -89,14 +73,7 @@ fn run(stage: &mut Stage, crashes: bool) {
         }
         // Those who crash next have just been started.
         stage.culprit(&["api"], &pm2.pids("api"));
-        let [all, active, _] = database::connections(&mut client);
-        stage.tell("connections", json!({ "all": all, "active": active }));
+        database.tell(stage);
     }
     stage.tell("pm2", json!({ "restarts": pm2.restarts("api") }));
-}
-
-/// The application that the witness asks, in which nothing is wrong. It closes idle connections at once, so it needs new ones.
-fn start_neighbour(pm2: &mut Pm2, port: &str, pg_port: &str) {
-    let env = [("PORT", port), ("PGPORT", pg_port), ("POOL", "2"), ("IDLE_MS", "100")];
-    pm2.start(&App { name: "shop", script: database::API, workers: None, env: &env });
 }

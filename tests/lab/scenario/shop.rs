@@ -3,7 +3,7 @@
 use std::{
     net::TcpStream,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
@@ -14,13 +14,19 @@ use observer_tests::{http, node::Node};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::json;
 
-use crate::stage::Stage;
+use crate::{
+    stage::Stage,
+    timeline::{now_s, rounded},
+};
 
 /// Longest start of a program, in a guest without KVM.
 pub const START_LIMIT: Duration = Duration::from_secs(120);
 
 /// Requests in flight. Beyond them nobody comes any more.
 const MAX_OPEN: u64 = 100;
+
+/// Visitors stay.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Between two looks at who is due.
 const PACE: Duration = Duration::from_millis(20);
@@ -89,6 +95,16 @@ struct Counts {
     answered: AtomicU64,
     failed: AtomicU64,
     turned_away: AtomicU64,
+    /// When the first that failed was sent.
+    first_failed_s: Mutex<Option<f64>>,
+}
+
+impl Counts {
+    fn failed(&self, started_s: f64) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        let mut first_s = self.first_failed_s.lock().expect("no visitor panics");
+        *first_s = Some(first_s.map_or(started_s, |first_s| first_s.min(started_s)));
+    }
 }
 
 impl Visitors {
@@ -114,11 +130,12 @@ impl Visitors {
     pub fn end(mut self, stage: &mut Stage) {
         self.stop();
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Counts { open, answered, failed, turned_away } = &*self.counts;
+        let Counts { open, answered, failed, turned_away, first_failed_s } = &*self.counts;
+        let first_failed_s = first_failed_s.lock().expect("no visitor panics").map(rounded);
         stage.tell(
             "load",
             json!({ "answered": count(answered), "failed": count(failed), "waiting": count(open),
-                    "turned_away": count(turned_away) }),
+                    "turned_away": count(turned_away), "first_failed_s": first_failed_s }),
         );
     }
 
@@ -144,8 +161,11 @@ fn visit(port: u16, path: &'static str, counts: &Arc<Counts>) {
     }
     let counts = Arc::clone(counts);
     std::thread::spawn(move || {
-        let counter = if http::get(port, path).is_ok() { &counts.answered } else { &counts.failed };
-        counter.fetch_add(1, Ordering::Relaxed);
+        let started_s = now_s();
+        match http::status(port, path, PATIENCE) {
+            Ok(200) => _ = counts.answered.fetch_add(1, Ordering::Relaxed),
+            _ => counts.failed(started_s),
+        }
         counts.open.fetch_sub(1, Ordering::Relaxed);
     });
 }
