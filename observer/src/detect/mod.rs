@@ -7,6 +7,7 @@
 //! [`Kind`], and a line in [`ALL`].
 
 mod connection;
+mod disk;
 mod finding;
 mod incident;
 mod judgement;
@@ -76,6 +77,7 @@ pub const ALL: &[&Kind] = &[
     &sched::steal::KIND,
     &sched::blocked::KIND,
     &sched::responsiveness::KIND,
+    &disk::KIND,
     &process::crash_loop::KIND,
     &process::fork_storm::KIND,
     &process::duplicate_managers::KIND,

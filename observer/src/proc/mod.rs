@@ -12,6 +12,7 @@ mod diag;
 mod file;
 mod holders;
 mod pace;
+mod senders;
 mod sockets;
 mod tasks;
 
@@ -23,8 +24,8 @@ use observer_abi::{
     tcp::{Closed, HolderRow, Socket, SocketRow},
 };
 
-pub use self::consumers::Consumers;
 pub(crate) use self::diag::Diag;
+pub use self::{consumers::Consumers, senders::Senders};
 use self::{holders::look, pace::Pace, sockets::Sockets, tasks::Tasks};
 use crate::{
     signal::Now,

@@ -53,6 +53,7 @@ pub(crate) fn quiet<'a>(now: Now) -> Readings<'a> {
         listeners: None,
         consumers: &[],
         disks: &[],
+        senders: &[],
         cgroups: &[],
         limits: None,
     }

@@ -95,8 +95,10 @@ pub struct Readings<'a> {
     pub listeners: Option<&'a BTreeSet<u32>>,
     /// Processes that use the CPU most, if [`super::sched::Sched::wants_consumers`].
     pub consumers: &'a [super::sched::Consumer],
-    /// Disks that have requests, if [`super::sched::Sched::wants_disks`].
+    /// Disks that have requests.
     pub disks: &'a [super::sched::Disk],
+    /// Processes that have disks read and write most, if [`super::sched::Sched::wants_senders`].
+    pub senders: &'a [super::sched::Sender],
     /// Control groups of watched processes.
     pub cgroups: &'a [Watched],
     /// What has a bound, if it was read since the last tick.

@@ -27,7 +27,7 @@ fn percent(ratio: f64) -> f64 {
 }
 
 /// Whether memory is short: little is left, or pages of files are read again and again.
-fn is_memory_short(snapshot: &crate::snapshot::Snapshot) -> bool {
+pub fn is_memory_short(snapshot: &crate::snapshot::Snapshot) -> bool {
     let oom = &snapshot.oom;
     let little = oom.memory_total_bytes > 0
         && (oom.memory_available_bytes as f64) < 0.1 * oom.memory_total_bytes as f64;

@@ -11,7 +11,9 @@ mod watchlist;
 
 pub use self::{
     fold::Sched,
-    view::{BlockedTask, Consumer, CpuCgroup, Disk, EventLoop, Thread, View},
+    view::{
+        BlockedTask, Consumer, CpuCgroup, Disk, EventLoop, Sender, Thread, Uninterruptible, View,
+    },
     watchlist::Watchlist,
 };
 use crate::{

@@ -12,9 +12,15 @@ pub struct View {
     pub watched: u64,
     /// Tasks of the host in uninterruptible sleep for more than a second.
     pub blocked: Vec<BlockedTask>,
-    /// Disks with requests, while tasks hang; those that answer worst first.
+    /// Processes with tasks that were in uninterruptible sleep when it was looked, those with most of them first.
+    #[serde(default)]
+    pub uninterruptible: Vec<Uninterruptible>,
+    /// Disks with requests, those that answer worst first.
     #[serde(default)]
     pub disks: Vec<Disk>,
+    /// Processes that read from and write to disks most, while one of those is slow; else empty.
+    #[serde(default)]
+    pub senders: Vec<Sender>,
     /// CPU cgroups with a quota that throttled.
     pub throttled: Vec<CpuCgroup>,
     /// Processes that use the CPU most, while threads wait for one or the host is busy; else empty.
@@ -129,20 +135,62 @@ pub struct Consumer {
     pub nice: i32,
 }
 
+/// A process with tasks that were in uninterruptible sleep when it was looked. Seen once a second, who is there often waits
+/// often.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Uninterruptible {
+    /// Process id.
+    pub pid: u32,
+    /// Name of one of the threads.
+    pub name: String,
+    /// How many of its threads.
+    pub tasks: u64,
+}
+
 /// A disk with requests.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Disk {
     /// Its name, as `nvme0n1` or `dm-0`.
     pub name: String,
+    /// Disks that it stands on, if it is one of the device mapper or of md.
+    pub below: Vec<String>,
     /// Whether the device mapper holds its requests back.
     pub suspended: bool,
     /// Requests that it has not answered.
     pub in_flight: u64,
     /// For how long it has answered none, although it has some.
     pub silent_ns: u64,
-    /// Mean time of the requests that it answered since the last reading.
+    /// Mean time of the requests that it answered since the last reading, in the queue and in the disk.
     pub wait_ns: u64,
+    /// The same of reads.
+    pub read_wait_ns: u64,
+    /// The same of writes and flushes.
+    pub write_wait_ns: u64,
+    /// Reads that it answered, per second.
+    pub reads_per_second: f64,
+    /// Writes and flushes that it answered, per second.
+    pub writes_per_second: f64,
+    /// Bytes read, per second.
+    pub read_bytes_per_second: f64,
+    /// Bytes written, per second.
+    pub written_bytes_per_second: f64,
     /// Share of that time in which it had requests, 0 to 1.
     pub busy_ratio: f64,
+}
+
+/// A process that has disks read and write. Of files, written is what it changed in the page cache, at that time.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sender {
+    /// Process id.
+    pub pid: u32,
+    /// Command name.
+    pub name: String,
+    /// Bytes that it had read from disks, per second; with those of children that it has waited for, without what was seen
+    /// of them while they lived.
+    pub read_bytes_per_second: f64,
+    /// Bytes that it had written, likewise.
+    pub written_bytes_per_second: f64,
 }
