@@ -227,9 +227,10 @@ mod tests {
     use super::super::testing::{Host, actor};
     use super::*;
 
-    /// A group of 1 GiB whose process grows by so much a second after half an hour, and whose cache fills the rest.
+    /// A group of 1 GiB whose process grows by so much a second after half an hour, and whose cache fills the rest. The
+    /// process is moved there at this second.
     #[track_caller]
-    fn check(rate: f64, least_lead: Option<f64>) {
+    fn check_moved(moved_s: f64, rate: f64, least_lead: Option<f64>) {
         let grown = move |second: f64| 200.0 + rate * (second - 1800.0).max(0.0);
         let mut host = Host {
             total: 16384.0,
@@ -245,7 +246,8 @@ mod tests {
                 ..MemoryCgroup::default()
             }];
             if let Some(process) = snapshot.processes.get_mut(&7) {
-                Arc::make_mut(process).cgroup = "/shop/worker".into();
+                let cgroup = if second < moved_s { "/manager" } else { "/shop/worker" };
+                Arc::make_mut(process).cgroup = cgroup.into();
             }
         });
         let full_s = if rate > 0.0 { 1800.0 + 824.0 / rate } else { 4000.0 };
@@ -259,6 +261,19 @@ mod tests {
             assert_eq!(finding.culprit.as_ref().and_then(|party| party.pid), Some(7));
             assert_eq!(finding.subject, "/shop");
         }
+    }
+
+    #[track_caller]
+    fn check(rate: f64, least_lead: Option<f64>) {
+        check_moved(0.0, rate, least_lead);
+    }
+
+    #[test]
+    fn who_is_moved_into_its_group_after_it_began_is_named() {
+        // By its manager before it runs exec, and by hand much later.
+        check_moved(1.0, 2.0, Some(100.0));
+        check_moved(900.0, 2.0, Some(100.0));
+        check_moved(1.0, 20.0, Some(10.0));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::envelope::{Envelope, Past, Trend, Window};
-use crate::{detect::party, signal::alloc::ProcessMemory, snapshot::Snapshot};
+use crate::{detect::party, identity::Process, signal::alloc::ProcessMemory, snapshot::Snapshot};
 
 /// Processes followed, the largest ones: 2 KB each. What is smaller than so many others does not exhaust a host alone.
 pub const MAX_FOLLOWED: usize = 512;
@@ -75,22 +75,20 @@ impl Histories {
             let held = private_bytes(row);
             let history = self.by_pid.entry(row.pid).or_default();
             let fell = history.private.last().is_none_or(|before| held < before * 0.5);
+            let process = snapshot.processes.get(&row.pid).map(|process| &**process);
             if fell {
                 // It is new, or its pid is.
-                let process = snapshot.processes.get(&row.pid);
                 let start_unix_ns = process.map_or(0, |process| process.start_unix_ns);
                 if history.round == 0 || history.start_unix_ns != start_unix_ns {
                     *history = History { born: !first, start_unix_ns, ..History::default() };
                 }
-                history.program = process.map_or_else(
-                    || hash(&row.name),
-                    |p| {
-                        let (group, name) = party::group_of(p);
-                        hash(&(&p.name, group as u8, name))
-                    },
-                );
+            }
+            // Managers start a process in their own group, move it, and have it run exec.
+            let cgroup = process.map_or("", |process| process.cgroup.as_str());
+            if fell || history.cgroup != cgroup || history.name != row.name {
+                history.program = program(row, process);
                 history.name.clone_from(&row.name);
-                history.cgroup = process.map_or_else(String::new, |p| p.cgroup.clone());
+                cgroup.clone_into(&mut history.cgroup);
             }
             history.round = self.round;
             history.private.add(now_s, held);
@@ -197,6 +195,13 @@ impl History {
             None => 0.0,
         }
     }
+}
+
+/// What other processes have in common with it: name and group, as far as it has an identity.
+fn program(row: &ProcessMemory, process: Option<&Process>) -> u64 {
+    let Some(process) = process else { return hash(&row.name) };
+    let (group, name) = party::group_of(process);
+    hash(&(&process.name, group as u8, name))
 }
 
 fn hash(what: &impl Hash) -> u64 {
