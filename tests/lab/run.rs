@@ -21,7 +21,7 @@ use crate::{
     judge::Judge,
     network,
     scenario::{self, Native, Scenario},
-    stage::{COLLECTED, COLLECTOR_PORT},
+    stage::{AGENT_READY, COLLECTED, COLLECTOR_PORT},
     timeline::{self, Event, Source, Tail, now_s},
 };
 
@@ -154,11 +154,15 @@ impl<'a> Run<'a> {
     fn perform(&mut self) -> Result<(), String> {
         self.witness("vitals", &[])?;
         self.witness("shell", &[])?;
-        if !self.options.no_agent {
+        if self.scenario.is_set_before() {
+            self.start_stage()?;
+            self.wait_for("set")?;
             self.start_agent()?;
+        } else {
+            self.start_agent()?;
+            self.start_stage()?;
         }
-        self.start_stage()?;
-        let fault_s = self.wait_for_fault()?;
+        let fault_s = self.wait_for("fault_start")?;
         let seconds = self.options.seconds.unwrap_or(match self.options.smoke {
             true => SMOKE_SECONDS,
             false => self.scenario.seconds,
@@ -204,7 +208,16 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Starts the agent, if it is to run, and tells the stage when it is ready.
     fn start_agent(&mut self) -> Result<(), String> {
+        if !self.options.no_agent {
+            self.run_agent()?;
+        }
+        let ready = self.scratch.path().join(AGENT_READY);
+        File::create(&ready).map(drop).map_err(|error| named(&ready, &error))
+    }
+
+    fn run_agent(&mut self) -> Result<(), String> {
         let binary = agent::find_binary()?;
         let state = self.options.out.join("agent");
         fs::create_dir_all(&state).map_err(|error| named(&state, &error))?;
@@ -257,18 +270,20 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn wait_for_fault(&mut self) -> Result<f64, String> {
+    /// Waits until the stage says so; when it did.
+    fn wait_for(&mut self, what: &str) -> Result<f64, String> {
         let end = Instant::now() + SETUP_LIMIT;
         while Instant::now() < end {
             self.look()?;
-            if let Some(fault) = self.events.iter().find(|event| event.what == "fault_start") {
-                return Ok(fault.t_s);
+            if let Some(event) = self.events.iter().find(|event| event.what == what) {
+                return Ok(event.t_s);
             }
             if self.has_ended()? {
-                return Err(format!("the stage ended before the fault:\n{}", self.stage_log()));
+                let log = self.stage_log();
+                return Err(format!("the stage ended before event {what}:\n{log}"));
             }
         }
-        Err(format!("no fault within {SETUP_LIMIT:?}:\n{}", self.stage_log()))
+        Err(format!("no event {what} within {SETUP_LIMIT:?}:\n{}", self.stage_log()))
     }
 
     /// Takes what was written, and starts the HTTP probe when the stage asks for it.

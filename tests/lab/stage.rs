@@ -49,6 +49,9 @@ const SMOKE_SETTLE: Duration = Duration::from_secs(3);
 /// Among the run's ports.
 pub const COLLECTOR_PORT: usize = 3;
 
+/// Is there once the agent is ready, beside the file of events.
+pub const AGENT_READY: &str = "agent_ready";
+
 /// What a collector took, beside the file of events.
 pub const COLLECTED: &str = "collected.jsonl";
 
@@ -123,6 +126,13 @@ impl Stage {
     /// Says who a correct warning names: these processes, or any of these names (command, PM2 app, unit, container).
     pub fn culprit(&mut self, names: &[&str], pids: &[u32]) {
         self.tell("culprit", json!({ "names": names, "pids": pids }));
+    }
+
+    /// Says that the scene is set, in a scenario whose agent starts only then, and waits for the agent.
+    pub fn scene_is_set(&mut self) {
+        self.tell("set", json!({}));
+        let ready = self.options.events.with_file_name(AGENT_READY);
+        while !ready.exists() && self.pause(Duration::from_millis(100)) {}
     }
 
     /// Waits some healthy time and marks the instant of the fault; call it right before. A twin marks it too.

@@ -70,6 +70,9 @@ pub const ALL: &[&Scenario] = &[
 /// Those in which the agent exports: to a collector that the stage runs at [`Stage::collector_port`].
 const EXPORTING: &[&Scenario] = &[&backend_401::SCENARIO];
 
+/// Those whose scene is set before the agent starts, as on a host that has run for long: setting it looks like a fault.
+const SET_BEFORE: &[&Scenario] = &[&redis_save_thp::SCENARIO];
+
 /// A fault with real programs, and its healthy twin.
 #[derive(Serialize)]
 pub struct Scenario {
@@ -160,6 +163,11 @@ impl Scenario {
     /// Whether the agent exports in it.
     pub fn exports(&self) -> bool {
         EXPORTING.iter().any(|scenario| scenario.name == self.name)
+    }
+
+    /// Whether the agent starts when the stage has said [`Stage::scene_is_set`], and not before.
+    pub fn is_set_before(&self) -> bool {
+        SET_BEFORE.iter().any(|scenario| scenario.name == self.name)
     }
 
     /// What this machine lacks.
