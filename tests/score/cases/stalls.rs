@@ -26,6 +26,8 @@ pub(super) const ALL: &[Kind] = &[
     broken("cpu-throttled", throttled),
     broken("cpu-stolen", stolen),
     broken("disk-gone", disk_gone),
+    broken("disk-slow", disk_slow),
+    broken("disk-hogged", disk_hogged),
     broken("crash-loop", crash_loop),
     broken("exporter-held", exporter_held),
     Kind { name: "files-exhausted", class: Class::PileUp, build: files },
@@ -171,6 +173,39 @@ fn disk_gone(world: &mut World, _seconds: u64) {
                 stack: stack.map(str::to_owned).to_vec(),
             })
             .collect();
+    });
+}
+
+/// The disk answers later and later at the same load, in up to five minutes: credits are spent, or it dies.
+fn disk_slow(world: &mut World, _seconds: u64) {
+    let (_, onset_s) = scene(world, Family::Cpu);
+    world.truth.nobody = true;
+    world.truth.name(&["disk"]);
+    world.device.commits = log_between(&mut world.rng, 2.0, 10.0);
+    // Services wait all the time in the end.
+    let slow = between(&mut world.rng, 1.5, 5.0) / world.device.commits / world.device.alone_s;
+    let ramp_s = log_between(&mut world.rng, 1.0, 300.0);
+    world.each_second(move |world| {
+        if world.now_s >= onset_s {
+            let done = ((world.now_s - onset_s) as f64 / ramp_s).min(1.0);
+            world.device.slow = slow.max(1.0).powf(done);
+        }
+    });
+}
+
+/// A copy writes more than the disk takes, and has its requests before those of others.
+fn disk_hogged(world: &mut World, _seconds: u64) {
+    let (_, onset_s) = scene(world, Family::Cpu);
+    world.device.commits = log_between(&mut world.rng, 2.0, 10.0);
+    let waits_s = between(&mut world.rng, 1.5, 5.0) / world.device.commits;
+    let who = crate::world::people::Who::session("cp", "cp -r /srv /backup", (1002, "etl"));
+    let pid = world.spawn(&who, Heap::Flat { bytes: 4e6 });
+    world.truth.culprits = vec![pid];
+    let rate = between(&mut world.rng, 1.2, 3.0);
+    world.each_second(move |world| {
+        if world.now_s >= onset_s {
+            world.device.hog(pid, rate, waits_s);
+        }
     });
 }
 

@@ -4,6 +4,7 @@
 
 pub(crate) mod actor;
 pub(crate) mod chance;
+pub(crate) mod disk;
 pub(crate) mod heap;
 pub(crate) mod host;
 pub(crate) mod people;
@@ -24,6 +25,7 @@ use observer::{
 use self::{
     actor::Actor,
     chance::{MIB, between, log_between},
+    disk::Device,
     heap::Heap,
     host::{Demand, Ended, Machine, Memory},
     people::Who,
@@ -106,6 +108,7 @@ pub(crate) struct World {
     pub(crate) limited: Vec<Limited>,
     pub(crate) pools: Pools,
     pub(crate) cpu: Cpu,
+    pub(crate) device: Device,
     pub(crate) script: Vec<Act>,
     pub(crate) truth: Truth,
     pub(crate) snapshot: Snapshot,
@@ -145,6 +148,8 @@ impl World {
             warm_per_s: disk_reads * 4.0 * log_between(&mut rng, 0.1, 0.8),
             cold_per_s: log_between(&mut rng, 0.02, 1.0) * MIB,
         };
+        // Of a seed of its own, so that whatever else a seed makes stays as it was.
+        let device = Device::new(machine.warm.to_bits() ^ nominal.to_bits().rotate_left(17));
         let (dawn_s, fill) = (86_400.0 * rng.f64(), between(&mut rng, 0.2, 1.0));
         let mut world = Self {
             shown: rng.fork(),
@@ -161,6 +166,7 @@ impl World {
             limited: Vec::new(),
             pools: Pools::default(),
             cpu: Cpu::default(),
+            device,
             script: Vec::new(),
             truth: Truth::default(),
             snapshot: show::empty(),

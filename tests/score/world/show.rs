@@ -54,7 +54,8 @@ impl World {
         self.snapshot.time_unix_ns = self.unix_ns();
         self.snapshot.uptime_ns += SECOND_NS;
         self.show_processes();
-        self.show_memory();
+        let io_some = self.show_disk();
+        self.show_memory(io_some);
         self.show_cgroups();
         self.show_cpu();
         if self.now_s % LIMITS_S == 1 {
@@ -88,7 +89,8 @@ impl World {
         self.snapshot.alloc.process_count = actors.len() as u64 + 40;
     }
 
-    fn show_memory(&mut self) {
+    /// `io_some`: share of the second in which some task waited for a disk.
+    fn show_memory(&mut self, io_some: f64) {
         let Some(memory) = &self.memory else { return };
         let (view, total) = (&mut self.snapshot.oom, self.machine.total);
         view.memory_total_bytes = total as u64;
@@ -116,11 +118,12 @@ impl World {
         view.refault_per_second = memory.refault_per_s;
         view.refault_ratio = memory.refault_per_s / (memory.file() / PAGE).max(1.0);
         let streams = self.demand.cold_per_s * memory.progress;
+        view.disk_written_bytes_per_second = self.device.streamed();
         view.disk_read_bytes_per_second = memory.refault_per_s * PAGE + streams;
         let crowd = self.crowd();
         let cpu_some = (crowd - 0.7).clamp(0.0, 1.0) * 0.9 + self.cpu.hog * 0.8;
-        let shares =
-            [memory.some, memory.full, memory.io_some, memory.io_some * 0.5, cpu_some.min(1.0)];
+        let some = memory.io_some.max(io_some);
+        let shares = [memory.some, memory.full, some, memory.io_some * 0.5, cpu_some.min(1.0)];
         let view = &mut self.snapshot.oom;
         for (row, share) in view.pressure.iter_mut().zip(shares) {
             // The kernel's average of ten seconds is exponential (kernel/sched/psi.c).
