@@ -17,6 +17,7 @@ mod mean;
 mod memory;
 pub mod party;
 pub mod process;
+mod rows;
 pub mod sched;
 mod tell;
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! Heaps of Node.js and memory of Redis against their own limits.
 
-use std::{collections::hash_map::Entry, time::Duration};
+use std::time::Duration;
 
 use super::{duration, size};
 use crate::{
     detect::{
-        Detector, Judgement, Kind, Level, Seen, State, evidence, judgement::worst, key::ByKey,
-        party, trend::Trend,
+        Detector, Judgement, Kind, Level, Seen, State, evidence, judgement::worst, party,
+        rows::Rows, trend::Trend,
     },
     signal::limit::{Bound, Facts, Redis},
 };
@@ -56,23 +56,13 @@ const NOW_S: f64 = 600.0;
 
 /// Trends by process, of which those that were not seen at a reading go.
 #[derive(Default)]
-struct Trends(ByKey<u32, (Trend, u64)>);
+struct Trends(Rows<Trend>);
 
 impl Trends {
     fn add(&mut self, row: &Bound, read_unix_ns: u64) -> Option<Trend> {
-        let len = self.0.len();
-        let (trend, read) = match self.0.entry(row.pid) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(_) if len >= MAX_FOLLOWED => return None,
-            Entry::Vacant(new) => new.insert(Default::default()),
-        };
-        *read = read_unix_ns;
+        let trend = self.0.get(u64::from(row.pid), MAX_FOLLOWED)?;
         trend.add(read_unix_ns, row.used as f64, CONSTANT);
         Some(*trend)
-    }
-
-    fn forget(&mut self, read_unix_ns: u64) {
-        self.0.retain(|_, (_, read)| *read == read_unix_ns);
     }
 }
 
@@ -95,7 +85,7 @@ impl Detector for Node {
             let left = trend.seconds_left(max.saturating_sub(row.used) as f64).filter(|_| grows);
             near.push((level, share, row, max, trend.rate(), left));
         }
-        self.0.forget(limit.read_unix_ns);
+        self.0.0.end();
         let rank = |(level, share, ..): &(Level, f64, _, _, _, _)| (*level, (share * 1e3) as u64);
         for (level, _, row, max, rate, left) in worst(near, rank, found) {
             let own = party::process(seen.snapshot, row.pid, &row.name, 1.0);
@@ -191,6 +181,6 @@ impl Detector for Caches {
                 ..Judgement::default()
             });
         }
-        self.0.forget(limit.read_unix_ns);
+        self.0.0.end();
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     config::{self, Config, Setting},
     detect::{
         Detector, Evidence, Judgement, Kind, Level, Party, Seen, State, evidence,
-        judgement::Blamed, key::ByKey, mean::Mean, party,
+        judgement::Blamed, key::ByKey, mean::Mean, party, rows::Rows,
     },
     signal::sched::{EventLoop, Thread},
 };
@@ -82,7 +82,6 @@ struct Habit {
     /// The same share of late.
     lately: Mean,
     longest: Longest,
-    round: u64,
 }
 
 /// Of the longest turn of the last minute.
@@ -96,9 +95,10 @@ struct Longest {
 
 struct EventLoops {
     block_ns: u64,
-    habits: ByKey<u32, Habit>,
-    round: u64,
+    habits: Rows<Habit>,
     blamer: Blamer,
+    /// Where the worst loop of each process is among those of the tick; kept for its memory.
+    places: ByKey<u32, usize>,
 }
 
 /// What is wrong with a loop.
@@ -124,7 +124,12 @@ enum What {
 impl EventLoops {
     fn new(config: &Config) -> Self {
         let block_ns = config.duration(&BLOCK).as_nanos() as u64;
-        Self { block_ns, habits: ByKey::default(), round: 0, blamer: Blamer::default() }
+        Self {
+            block_ns,
+            habits: Rows::default(),
+            blamer: Blamer::default(),
+            places: ByKey::default(),
+        }
     }
 
     /// Brings a loop's habits up to date; returns those before this tick, its share of long turns of late and its longest
@@ -136,15 +141,11 @@ impl EventLoops {
         tick: &Tick<'_>,
     ) -> Option<(Habit, f64, Longest)> {
         let elapsed_ns = tick.seen.elapsed_ns;
-        if self.habits.len() >= MAX_LOOPS && !self.habits.contains_key(&thread.tid) {
-            return None;
-        }
-        let habit = self.habits.entry(thread.tid).or_default();
+        let habit = self.habits.get(u64::from(thread.tid), MAX_LOOPS)?;
         if turning.turns < habit.last.turns {
             *habit = Habit::default();
         }
         let before = habit.clone();
-        habit.round = self.round;
         habit.last.clone_from(turning);
         habit.observed_ns = habit.observed_ns.saturating_add(elapsed_ns);
         let stuck_ns = stuck_ns(&before.last, turning, self.block_ns / 5).min(elapsed_ns);
@@ -387,32 +388,33 @@ impl Detector for EventLoops {
     }
 
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
-        self.round += 1;
         let mut blamer = std::mem::take(&mut self.blamer);
         blamer.follow(seen);
         let tick = Tick::new(seen, &blamer);
         // The worst loop of a process speaks for it.
-        let mut worst: ByKey<u32, Found<'_>> = ByKey::default();
+        let mut worst: Vec<Found<'_>> = Vec::new();
+        let mut places = std::mem::take(&mut self.places);
         let mut new: BTreeMap<u32, (&str, &'static str)> = BTreeMap::new();
         for (thread, turning) in loops(seen) {
             match self.judge(thread, turning, &tick) {
                 None => {}
                 Some(Err(reason)) => _ = new.insert(thread.pid, (&thread.name, reason)),
-                Some(Ok(one))
-                    if worst.get(&thread.pid).is_none_or(|known| known.rank() < one.rank()) =>
-                {
-                    worst.insert(thread.pid, one);
+                Some(Ok(one)) => {
+                    let place = *places.entry(thread.pid).or_insert(worst.len());
+                    match worst.get_mut(place) {
+                        None => worst.push(one),
+                        Some(known) if known.rank() < one.rank() => *known = one,
+                        Some(_) => {}
+                    }
                 }
-                Some(Ok(_)) => {}
             }
         }
-        let undecided = new.into_iter().filter(|(pid, _)| !worst.contains_key(pid));
+        let undecided = new.into_iter().filter(|(pid, _)| !places.contains_key(pid));
         found.extend(undecided.take(MAX_TOLD).map(|(pid, (name, reason))| Judgement {
             subject: format!("{name} {pid}"),
             state: State::Undecided(reason.into()),
             ..Judgement::default()
         }));
-        let mut worst: Vec<Found<'_>> = worst.into_values().collect();
         let order = |one: &Found<'_>| (Reverse(one.rank()), one.thread.pid);
         if worst.len() > MAX_TOLD {
             worst.select_nth_unstable_by_key(MAX_TOLD, order);
@@ -420,8 +422,8 @@ impl Detector for EventLoops {
         }
         worst.sort_by_key(order);
         found.extend(worst.iter().map(|one| one.judgement(&tick)));
-        let round = self.round;
-        self.habits.retain(|_, habit| habit.round == round);
-        self.blamer = blamer;
+        self.habits.end();
+        places.clear();
+        (self.blamer, self.places) = (blamer, places);
     }
 }
