@@ -2,6 +2,8 @@
 //! blocks of time, at six scales. The lowest readings are what a garbage collector could not free; of the scale whose
 //! blocks hold a whole tooth of a sawtooth, they show no teeth. No period has to be known beforehand.
 
+use std::cell::Cell;
+
 use super::slope::{MAX_POINTS, Slope, slope};
 
 /// Scales.
@@ -29,6 +31,14 @@ pub struct Block {
     pub high: f64,
 }
 
+/// What the closed blocks of a window say; the same until another one is closed.
+#[derive(Debug, Clone, Copy)]
+struct Closed {
+    slope: Slope,
+    from_s: f64,
+    rest: f64,
+}
+
 #[derive(Debug, Clone, Default)]
 struct Scale {
     /// Closed blocks; the oldest is at `next` once all are in use.
@@ -36,6 +46,8 @@ struct Scale {
     next: usize,
     len: usize,
     open: Option<Block>,
+    /// Of each window that was asked for since the last block was closed.
+    trends: [Cell<Option<Option<Closed>>>; WINDOWS.len()],
 }
 
 /// The envelope of one quantity.
@@ -135,29 +147,11 @@ impl Envelope {
     /// The trend over a window; `None` with too few blocks, or while the scale has no more to say than a shorter one.
     pub fn trend(&self, window: Window) -> Option<Trend> {
         let scale = self.scales.get(window.scale)?;
-        if window.blocks > WINDOWS[0] && scale.len <= WINDOWS[0] {
-            return None;
-        }
-        let mut points = [(0.0, 0.0); MAX_POINTS];
-        let mut count = 0;
-        let mut from_s = f64::MAX;
-        let skipped = scale.len.saturating_sub(window.blocks);
-        for (point, block) in points.iter_mut().zip(scale.closed().skip(skipped)) {
-            *point = (block.low_s, block.low);
-            from_s = block.from_s.min(from_s);
-            count += 1;
-        }
-        let points = points.get(..count)?;
+        let Closed { slope, from_s, rest } = scale.trend(window.blocks)?;
         let now_s = self.last?.0;
-        let last = scale.closed().last()?;
+        let last = scale.last()?;
         let high = scale.open.map_or(last.high, |open| open.high.max(last.high));
-        Some(Trend {
-            slope: slope(points)?,
-            from_s,
-            span_s: (now_s - from_s).max(0.0),
-            high,
-            rest: rest(points),
-        })
+        Some(Trend { slope, from_s, span_s: (now_s - from_s).max(0.0), high, rest })
     }
 
     /// What is known of the time before an instant.
@@ -200,6 +194,7 @@ impl Scale {
             self.next = (self.next + 1) % MAX_BLOCKS;
             self.len = (self.len + 1).min(MAX_BLOCKS);
             *open = fresh;
+            self.trends = Default::default();
             return;
         }
         if value < open.low {
@@ -213,6 +208,39 @@ impl Scale {
         let oldest = if self.len == MAX_BLOCKS { self.next } else { 0 };
         let (newer, older) = self.blocks.split_at(oldest.min(MAX_BLOCKS));
         older.iter().chain(newer).take(self.len).copied()
+    }
+
+    /// The last closed block.
+    fn last(&self) -> Option<Block> {
+        let at = (self.next + MAX_BLOCKS - 1) % MAX_BLOCKS;
+        self.blocks.get(at).filter(|_| self.len > 0).copied()
+    }
+
+    /// The trend over so many of the last closed blocks.
+    fn trend(&self, blocks: usize) -> Option<Closed> {
+        let kept = self.trends.get(usize::from(blocks > WINDOWS[0]))?;
+        kept.get().unwrap_or_else(|| {
+            let trend = self.slope(blocks);
+            kept.set(Some(trend));
+            trend
+        })
+    }
+
+    fn slope(&self, blocks: usize) -> Option<Closed> {
+        if blocks > WINDOWS[0] && self.len <= WINDOWS[0] {
+            return None;
+        }
+        let mut points = [(0.0, 0.0); MAX_POINTS];
+        let mut count = 0;
+        let mut from_s = f64::MAX;
+        let skipped = self.len.saturating_sub(blocks);
+        for (point, block) in points.iter_mut().zip(self.closed().skip(skipped)) {
+            *point = (block.low_s, block.low);
+            from_s = block.from_s.min(from_s);
+            count += 1;
+        }
+        let points = points.get(..count)?;
+        Some(Closed { slope: slope(points)?, from_s, rest: rest(points) })
     }
 
     /// With the open one.

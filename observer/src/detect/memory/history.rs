@@ -1,14 +1,16 @@
 //! What each process held, from seconds to hours, and what each program was seen to live with.
 
-use std::{
-    collections::{HashMap, hash_map::DefaultHasher},
-    hash::{Hash, Hasher},
-};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::envelope::{Envelope, Past, Trend, Window};
-use crate::{detect::party, identity::Process, signal::alloc::ProcessMemory, snapshot::Snapshot};
+use crate::{
+    detect::{key::ByKey, party},
+    identity::Process,
+    signal::alloc::ProcessMemory,
+    snapshot::Snapshot,
+};
 
-/// Processes followed, the largest ones: 2 KB each. What is smaller than so many others does not exhaust a host alone.
+/// Processes followed, the largest ones: 3 KB each. What is smaller than so many others does not exhaust a host alone.
 pub const MAX_FOLLOWED: usize = 512;
 
 /// Programs remembered.
@@ -53,11 +55,11 @@ pub struct History {
 /// All processes.
 #[derive(Debug, Default)]
 pub struct Histories {
-    by_pid: HashMap<u32, History>,
+    by_pid: ByKey<u32, History>,
     /// By program: the most that a process of it held, be it the tips of teeth, without going on to grow.
-    plateaus: HashMap<u64, f64>,
+    plateaus: ByKey<u64, f64>,
     /// By program: the most that a process of it held that has ended well since.
-    peaks: HashMap<u64, f64>,
+    peaks: ByKey<u64, f64>,
     round: u64,
 }
 
@@ -214,7 +216,7 @@ fn hash(what: &impl Hash) -> u64 {
 #[derive(Debug, Default)]
 pub struct Marks {
     /// At the last mark, and at the one before.
-    marks: [HashMap<u32, f64>; 2],
+    marks: [ByKey<u32, f64>; 2],
     marked_s: Option<f64>,
 }
 

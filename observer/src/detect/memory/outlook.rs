@@ -226,7 +226,7 @@ impl<'a> Pool<'a> {
             }
         }
         for (pid, process) in self.processes.all() {
-            if process.growth_since(pool.from_s) >= least && (self.is_member)(process) {
+            if (self.is_member)(process) && process.growth_since(pool.from_s) >= least {
                 self.add(&mut share, window, pool, pid, process);
             }
         }

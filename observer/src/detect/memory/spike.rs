@@ -1,11 +1,11 @@
 //! Memory taken at once: a step that nearly took all there was, and one that an event loop makes in a single turn.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use super::{bytes, history::MAX_FOLLOWED, history::private_bytes};
 use crate::{
     config::{self, Config, Setting},
-    detect::{Detector, Judgement, Kind, Level, Quality, Seen, State, evidence, party},
+    detect::{Detector, Judgement, Kind, Level, Quality, Seen, State, evidence, key::ByKey, party},
     signal::{alloc::ProcessMemory, sched::EventLoop},
 };
 
@@ -81,7 +81,7 @@ impl Steps {
 struct Spike {
     near_miss: f64,
     /// By pid.
-    steps: HashMap<u32, Steps>,
+    steps: ByKey<u32, Steps>,
     /// What was available at the base of the present step, and when.
     available: Option<(f64, f64)>,
 }
@@ -89,7 +89,7 @@ struct Spike {
 impl Spike {
     fn new(config: &Config) -> Self {
         let near_miss = config.integer(&NEAR_MISS) as f64 / 100.0;
-        Self { near_miss, steps: HashMap::new(), available: None }
+        Self { near_miss, steps: ByKey::default(), available: None }
     }
 
     /// What a process has taken within the time of a step, and its steps; `None` if it was not there before.

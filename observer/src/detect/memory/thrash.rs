@@ -144,8 +144,8 @@ impl Detector for Thrash {
         let cores = if view.reclaim_cpu_ratio.is_finite() { view.reclaim_cpu_ratio } else { 0.0 };
         let evicts = now_s - self.evicted_s <= EVICTED_S;
         let lost = if evicts { self.pressure.lost_ratio } else { 0.0 };
-        let grew = lost >= LOST[1] && self.culprit(seen).is_some();
-        let Some(level) = self.level(cores, lost, grew) else { return };
+        let grew = if lost >= LOST[1] { self.culprit(seen) } else { None };
+        let Some(level) = self.level(cores, lost, grew.is_some()) else { return };
         let reclaimers = view.reclaimers.iter().filter(|row| row.total_ns > 0).take(4);
         let victims = reclaimers.map(|row| party::process(seen.snapshot, row.pid, &row.name, 0.0));
         let mut numbers = vec![
@@ -160,7 +160,7 @@ impl Detector for Thrash {
         found.push(Judgement {
             subject: "host".to_owned(),
             state: State::Firing(level),
-            culprit: self.culprit(seen),
+            culprit: grew.or_else(|| self.culprit(seen)),
             victims: victims.collect(),
             evidence: numbers,
             message: self.says(view, lost),
