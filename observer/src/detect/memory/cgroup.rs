@@ -66,19 +66,51 @@ struct Held {
     shmem: f64,
 }
 
-/// By group, for these groups: one walk over all processes, up the path of each.
-fn held<'a>(seen: &Seen<'_>, groups: impl Iterator<Item = &'a str>) -> ByKey<&'a str, Held> {
-    let mut held: ByKey<&str, Held> = groups.map(|path| (path, Held::default())).collect();
+/// What the processes of each group hold: one walk over all of them.
+fn held<'a>(seen: &'a Seen<'_>, groups: &mut Groups<'a>) -> Vec<Held> {
+    let mut held = vec![Held::default(); groups.len()];
     for row in &seen.snapshot.alloc.processes {
         let Some(process) = seen.process(row.pid) else { continue };
-        for path in ancestors(&process.cgroup) {
-            if let Some(held) = held.get_mut(path) {
+        for at in groups.above(&process.cgroup) {
+            if let Some(held) = held.get_mut(*at) {
                 held.anon += row.anon_bytes as f64;
                 held.shmem = held.shmem.max(row.shmem_bytes as f64);
             }
         }
     }
     held
+}
+
+/// Some control groups of a tick, by number. Processes of one control group lie in the same of them, which are looked for
+/// once.
+#[derive(Default)]
+pub(in crate::detect) struct Groups<'a> {
+    numbers: ByKey<&'a str, usize>,
+    above: ByKey<&'a str, Vec<usize>>,
+}
+
+impl<'a> Groups<'a> {
+    /// Of these paths, numbered as they come.
+    pub fn of(paths: impl Iterator<Item = &'a str>) -> Self {
+        Self { numbers: paths.zip(0..).collect(), ..Self::default() }
+    }
+
+    /// One more than the highest number.
+    pub fn len(&self) -> usize {
+        self.numbers.values().max().map_or(0, |last| last + 1)
+    }
+
+    /// The number of a group.
+    pub fn number(&self, path: &str) -> Option<usize> {
+        self.numbers.get(path).copied()
+    }
+
+    /// Those that a control group is, or lies in.
+    pub fn above(&mut self, path: &'a str) -> &[usize] {
+        let Self { numbers, above } = self;
+        let find = || ancestors(path).filter_map(|above| numbers.get(above).copied()).collect();
+        above.entry(path).or_insert_with(find)
+    }
 }
 
 /// `/a/b` is within `/a/b`, `/a` and `/`.
@@ -109,7 +141,8 @@ impl Cgroups {
             return;
         }
         self.round += 1;
-        let held = held(seen, rows.iter().filter(limited).map(|row| row.path.as_str()));
+        let mut groups = Groups::of(rows.iter().filter(limited).map(|row| row.path.as_str()));
+        let held = held(seen, &mut groups);
         let mut beyond = 0;
         for row in rows.iter().filter(limited) {
             if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&row.path) {
@@ -122,7 +155,8 @@ impl Cgroups {
                 ..Followed::default()
             });
             group.round = self.round;
-            found.extend(group.look(seen, row, held.get(&*row.path), processes, self.levels));
+            let held = groups.number(&row.path).and_then(|at| held.get(at));
+            found.extend(group.look(seen, row, held, processes, self.levels));
         }
         if beyond > 0 {
             found.push(Judgement {

@@ -97,6 +97,15 @@ impl Lately {
     }
 }
 
+/// Hits of a memory limit.
+#[derive(Debug)]
+struct Limit {
+    hits: u64,
+    /// When the last came.
+    at_ns: Option<u64>,
+    round: u64,
+}
+
 /// What is followed to tell.
 #[derive(Debug, Default)]
 pub(super) struct Blamer {
@@ -106,9 +115,10 @@ pub(super) struct Blamer {
     /// When memory was short last.
     short_ns: Option<u64>,
     /// Hits of memory limits by path, and when the last came; followed while tasks stall.
-    limits: ByKey<String, (u64, Option<u64>)>,
-    /// By path: share of its periods in which a quota holds a group back.
-    quotas: ByKey<String, Lately>,
+    limits: ByKey<String, Limit>,
+    /// By path: share of its periods in which a quota holds a group back, and the round in which it had one last.
+    quotas: ByKey<String, (Lately, u64)>,
+    round: u64,
     /// Direct reclaims at the tick before, time in them by pid, and the share of the tick that they took.
     reclaims: u64,
     reclaimed_ns: ByKey<u32, u64>,
@@ -136,44 +146,53 @@ impl Blamer {
         if is_memory_short(seen.snapshot) {
             self.short_ns = Some(seen.now_ns);
         }
+        self.round += 1;
         self.follow_limits(seen);
         self.follow_quotas(seen);
         self.follow_reclaim(seen);
     }
 
     fn follow_limits(&mut self, seen: &Seen<'_>) {
-        let mut before = std::mem::take(&mut self.limits);
         if self.stalled.value() < STALLED {
+            self.limits.clear();
             return;
         }
+        let round = self.round;
         let rows = seen.snapshot.oom.cgroups.iter().filter(|row| row.limit_hits > 0);
         for row in rows.take(MAX_GROUPS) {
-            let (path, (hits, at_ns)) = before
-                .remove_entry(&row.path)
-                .unwrap_or_else(|| (row.path.clone(), (row.limit_hits, None)));
-            let at_ns = if row.limit_hits > hits { Some(seen.now_ns) } else { at_ns };
-            self.limits.insert(path, (row.limit_hits, at_ns));
+            let Some(known) = self.limits.get_mut(&row.path) else {
+                let new = Limit { hits: row.limit_hits, at_ns: None, round };
+                self.limits.insert(row.path.clone(), new);
+                continue;
+            };
+            if row.limit_hits > known.hits {
+                known.at_ns = Some(seen.now_ns);
+            }
+            (known.hits, known.round) = (row.limit_hits, round);
         }
+        self.limits.retain(|_, known| known.round == round);
     }
 
     fn follow_quotas(&mut self, seen: &Seen<'_>) {
-        let mut before = std::mem::take(&mut self.quotas);
+        let round = self.round;
         for group in seen.snapshot.sched.throttled.iter().take(MAX_GROUPS) {
-            let known = before.remove_entry(&group.path);
-            if known.is_none() && group.throttled_ratio < ELSEWHERE {
-                continue;
+            let ratio = group.throttled_ratio;
+            if let Some((share, seen_in)) = self.quotas.get_mut(&group.path) {
+                share.add(ratio, seen.elapsed_ns);
+                *seen_in = round;
+            } else if ratio >= ELSEWHERE {
+                let mut share = Lately::default();
+                share.add(ratio, seen.elapsed_ns);
+                self.quotas.insert(group.path.clone(), (share, round));
             }
-            let (path, mut share) =
-                known.unwrap_or_else(|| (group.path.clone(), Lately::default()));
-            share.add(group.throttled_ratio, seen.elapsed_ns);
-            self.quotas.insert(path, share);
         }
-        // Those that have no quota any more.
-        for (path, mut share) in before {
-            share.add(0.0, seen.elapsed_ns);
-            self.quotas.insert(path, share);
-        }
-        self.quotas.retain(|_, share| share.value() >= 0.2 * ELSEWHERE);
+        self.quotas.retain(|_, (share, seen_in)| {
+            if *seen_in != round {
+                // It has no quota any more.
+                share.add(0.0, seen.elapsed_ns);
+            }
+            share.value() >= 0.2 * ELSEWHERE
+        });
     }
 
     fn follow_reclaim(&mut self, seen: &Seen<'_>) {
@@ -226,7 +245,7 @@ impl Blamer {
         let own = throttled::cgroup(seen, pid)?;
         let least = (QUOTA * share).max(ELSEWHERE);
         let mut above = ancestors(own).filter_map(|path| self.quotas.get_key_value(path));
-        let held = above.find(|(_, held)| held.value() >= least);
+        let held = above.find(|(_, (held, _))| held.value() >= least);
         held.map(|(path, _)| path.as_str())
     }
 
@@ -243,7 +262,7 @@ impl Blamer {
     fn limit(&self, pid: u32, seen: &Seen<'_>) -> Option<&str> {
         let own = &seen.process(pid)?.cgroup;
         let mut above = ancestors(own).filter_map(|path| self.limits.get_key_value(path));
-        above.find(|(_, (_, at_ns))| is_late(*at_ns, seen)).map(|(path, _)| path.as_str())
+        above.find(|(_, limit)| is_late(limit.at_ns, seen)).map(|(path, _)| path.as_str())
     }
 
     /// Who is to blame for the want of memory that a process suffers from: whom memory's own findings name, of its control

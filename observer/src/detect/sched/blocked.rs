@@ -5,7 +5,12 @@ use std::{
     time::Duration,
 };
 
-use super::{SECOND_NS, blame::takes_memory, is_memory_short, seconds, stack::Class};
+use super::{
+    SECOND_NS,
+    blame::takes_memory,
+    is_memory_short, seconds,
+    stack::{Class, Classes},
+};
 use crate::{
     config::{self, Config, Setting},
     detect::{
@@ -96,11 +101,12 @@ fn crowds<'a>(seen: &'a Seen<'_>) -> BTreeMap<&'static str, Crowd<'a>> {
         watched.contains(&pid) || seen.process(pid).is_some_and(|process| process.pm2.is_some())
     };
     let short = is_memory_short(seen.snapshot);
+    let mut known = Classes::default();
     let classes: Vec<(Class, &BlockedTask)> = sched
         .blocked
         .iter()
         .filter(|task| !is_kernel(seen, task))
-        .map(|task| (Class::of(&task.stack).with_memory(short), task))
+        .map(|task| (known.of(&task.stack).with_memory(short), task))
         .filter(|(class, _)| *class != Class::Own)
         .collect();
     let causes = classes.iter().filter(|(class, _)| class.is_cause());

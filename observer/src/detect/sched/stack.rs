@@ -139,6 +139,24 @@ impl Class {
     }
 }
 
+/// Classes of stacks that come one after the other: those who wait for the same thing are many.
+#[derive(Default)]
+pub struct Classes<'a> {
+    last: Option<(&'a [String], Class)>,
+}
+
+impl<'a> Classes<'a> {
+    /// By the names on a stack.
+    pub fn of(&mut self, stack: &'a [String]) -> Class {
+        let (_, class) = self
+            .last
+            .filter(|(known, _)| *known == stack)
+            .unwrap_or_else(|| (stack, Class::of(stack)));
+        self.last = Some((stack, class));
+        class
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -58,6 +58,8 @@ struct Wait {
     running: Mean,
     /// Both at the last tick.
     wanted: f64,
+    /// Of the threads of the round: the worst, and the sums.
+    sums: (f64, f64, f64),
     round: u32,
 }
 
@@ -145,23 +147,27 @@ impl Starvation {
         if self.waits.is_empty() {
             return;
         }
-        let mut sums: ByKey<u32, (f64, f64, f64)> = ByKey::default();
-        for thread in threads.iter().filter(|thread| self.waits.contains_key(&thread.pid)) {
-            let (worst, waiting, running) = sums.entry(thread.pid).or_default();
+        let round = self.round;
+        for thread in threads {
+            let Some(wait) = self.waits.get_mut(&thread.pid) else { continue };
+            if wait.round != round {
+                (wait.round, wait.sums) = (round, (0.0, 0.0, 0.0));
+            }
+            let (worst, waiting, running) = &mut wait.sums;
             *worst = thread.run_delay_ratio.max(*worst);
             *waiting += thread.run_delay_ratio.max(0.0);
             *running += thread.on_cpu_ratio.max(0.0);
         }
-        for (pid, (worst, waiting, running)) in sums {
-            let Some(wait) = self.waits.get_mut(&pid) else { continue };
-            (wait.round, wait.wanted) = (self.round, waiting + running);
+        self.waits.retain(|_, wait| {
+            if wait.round != round {
+                return false;
+            }
+            let (worst, waiting, running) = wait.sums;
+            wait.wanted = waiting + running;
             wait.worst.add(worst, seen.elapsed_ns, CONSTANT);
             wait.waiting.add(waiting, seen.elapsed_ns, CONSTANT);
             wait.running.add(running, seen.elapsed_ns, CONSTANT);
-        }
-        let round = self.round;
-        self.waits.retain(|_, wait| {
-            wait.round == round && (wait.worst.value() >= FORGOTTEN || seen.elapsed_ns == 0)
+            wait.worst.value() >= FORGOTTEN || seen.elapsed_ns == 0
         });
     }
 
@@ -183,11 +189,12 @@ impl Starvation {
         victims.retain(|victim| {
             self.blamer.quota(victim.pid, victim.wait.worst.value(), seen).is_none()
         });
-        let threads = seen.snapshot.sched.threads.iter();
-        let names: ByKey<u32, &str> =
-            threads.map(|thread| (thread.pid, thread.name.as_str())).collect();
-        for victim in &mut victims {
-            victim.name = names.get(&victim.pid).copied().unwrap_or_default();
+        let places: ByKey<u32, usize> =
+            victims.iter().zip(0..).map(|(victim, at)| (victim.pid, at)).collect();
+        for thread in &seen.snapshot.sched.threads {
+            if let Some(victim) = places.get(&thread.pid).and_then(|at| victims.get_mut(*at)) {
+                victim.name = &thread.name;
+            }
         }
         victims
     }

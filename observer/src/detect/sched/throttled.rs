@@ -5,8 +5,12 @@ use std::{collections::BTreeMap, time::Duration};
 use super::percent;
 use crate::{
     detect::{
-        Detector, Judgement, Kind, Level, Party, Seen, State, evidence, key::ByKey, mean::Mean,
-        memory::cgroup::ancestors, party,
+        Detector, Judgement, Kind, Level, Party, Seen, State, evidence,
+        key::key,
+        mean::Mean,
+        memory::cgroup::{Groups, ancestors},
+        party,
+        rows::Rows,
     },
     signal::sched::{CpuCgroup, Thread},
 };
@@ -43,7 +47,7 @@ const WAITS_MOST: f64 = 0.5;
 #[derive(Default)]
 struct Throttled {
     /// By path: throttled share of the periods, and the share of its time that the worst thread waits.
-    groups: BTreeMap<String, (Mean, Mean)>,
+    groups: Rows<(Mean, Mean)>,
 }
 
 /// Path of a process's CPU control group.
@@ -56,23 +60,17 @@ impl Throttled {
     /// Groups that are throttled of late, the worst first.
     fn worst<'a>(&mut self, seen: &Seen<'a>) -> Vec<(f64, &'a CpuCgroup)> {
         let mut worst = Vec::new();
-        let mut present = BTreeMap::new();
         for group in &seen.snapshot.sched.throttled {
-            let before = self.groups.remove(&group.path);
-            if before.is_none() && group.throttled_ratio <= 0.0 || present.len() >= MAX_GROUPS {
-                // It was throttled some time ago.
-                continue;
-            }
-            let (mut periods, waits) = before.unwrap_or_default();
-            let ratio = periods.add(group.throttled_ratio, seen.elapsed_ns, CONSTANT);
+            let Some(known) = self.groups.get(key(&group.path), MAX_GROUPS) else { continue };
+            let ratio = known.0.add(group.throttled_ratio, seen.elapsed_ns, CONSTANT);
             if ratio >= SOME {
                 worst.push((ratio, group));
             }
-            if ratio > 0.001 {
-                present.insert(group.path.clone(), (periods, waits));
+            if ratio <= 0.001 {
+                // It was throttled some time ago.
+                *known = Default::default();
             }
         }
-        self.groups = present;
         worst.sort_by(|a, b| b.0.total_cmp(&a.0));
         worst.truncate(MAX_TOLD);
         worst
@@ -150,22 +148,28 @@ pub(super) fn victims(threads: &[&Thread], seen: &Seen<'_>) -> Vec<Party> {
 impl Detector for Throttled {
     fn look(&mut self, seen: &Seen<'_>, found: &mut Vec<Judgement>) {
         let worst = self.worst(seen);
-        if worst.is_empty() {
-            return;
+        if !worst.is_empty() {
+            self.judge(&worst, seen, found);
         }
-        let mut inside: ByKey<&str, Vec<&Thread>> =
-            worst.iter().map(|(_, group)| (group.path.as_str(), Vec::new())).collect();
+        self.groups.end();
+    }
+}
+
+impl Throttled {
+    fn judge(&mut self, worst: &[(f64, &CpuCgroup)], seen: &Seen<'_>, found: &mut Vec<Judgement>) {
+        let mut groups = Groups::of(worst.iter().map(|(_, group)| group.path.as_str()));
+        let mut inside: Vec<Vec<&Thread>> = vec![Vec::new(); groups.len()];
         for thread in &seen.snapshot.sched.threads {
-            for path in ancestors(cgroup(seen, thread.pid).unwrap_or_default()) {
-                if let Some(threads) = inside.get_mut(path) {
-                    threads.push(thread);
-                }
+            for at in groups.above(cgroup(seen, thread.pid).unwrap_or_default()) {
+                inside.get_mut(*at).into_iter().for_each(|threads| threads.push(thread));
             }
         }
-        for (ratio, group) in worst {
-            let threads = inside.remove(group.path.as_str()).unwrap_or_default();
+        for (ratio, group) in worst.iter().copied() {
+            let threads = groups.number(&group.path).and_then(|at| inside.get_mut(at));
+            let threads = threads.map(std::mem::take).unwrap_or_default();
             let longest = threads.iter().map(|thread| thread.run_delay_ratio).fold(0.0, f64::max);
-            let Some((_, waits)) = self.groups.get_mut(&group.path) else { continue };
+            let known = self.groups.get(key(&group.path), MAX_GROUPS);
+            let Some((_, waits)) = known else { continue };
             let waits = waits.add(longest, seen.elapsed_ns, CONSTANT);
             let level = match ratio {
                 _ if ratio >= MOST && waits >= WAITS_MOST => Level::Critical,

@@ -4,10 +4,10 @@ use std::{cell::OnceCell, collections::BTreeMap};
 
 use super::{
     blame::{self, Blame, Blamer, Why},
-    stack::Class,
+    stack::{Class, Classes},
 };
 use crate::{
-    detect::{Party, Seen, key::Keys},
+    detect::{Party, Seen},
     signal::sched::{EventLoop, Thread},
 };
 
@@ -15,8 +15,8 @@ use crate::{
 pub(super) struct Tick<'a> {
     pub seen: &'a Seen<'a>,
     pub blamer: &'a Blamer,
-    /// Processes with several loops.
-    several: OnceCell<Keys<u32>>,
+    /// Processes with several loops, in order.
+    several: OnceCell<Vec<u32>>,
     /// What blocked threads wait for.
     blocked: OnceCell<BTreeMap<u32, Class>>,
 }
@@ -50,12 +50,12 @@ impl<'a> Tick<'a> {
     /// Whether this process has one loop only.
     pub fn is_alone(&self, pid: u32) -> bool {
         let several = || {
-            let (mut once, mut several) = (Keys::default(), Keys::default());
-            let pids = loops(self.seen).map(|(thread, _)| thread.pid);
-            several.extend(pids.filter(|pid| !once.insert(*pid)));
-            several
+            let mut pids: Vec<u32> = loops(self.seen).map(|(thread, _)| thread.pid).collect();
+            pids.sort_unstable();
+            let several = pids.chunk_by(|one, other| one == other).filter(|same| same.len() > 1);
+            several.filter_map(|same| same.first().copied()).collect()
         };
-        !self.several.get_or_init(several).contains(&pid)
+        self.several.get_or_init(several).binary_search(&pid).is_err()
     }
 
     /// What a thread that neither computes nor waits for a CPU is blocked on in the kernel.
@@ -64,7 +64,8 @@ impl<'a> Tick<'a> {
         let classes = || {
             let short = super::is_memory_short(snapshot);
             let rows = snapshot.sched.blocked.iter();
-            rows.map(|row| (row.tid, Class::of(&row.stack).with_memory(short))).collect()
+            let mut known = Classes::default();
+            rows.map(|row| (row.tid, known.of(&row.stack).with_memory(short))).collect()
         };
         let known = self.blocked.get_or_init(classes).get(&tid).copied();
         // It is not in that sleep for long enough to be listed.
