@@ -1,9 +1,9 @@
 //! One trace an incident: from the first abnormal sign until all is well, with a span for each finding in the order in which
 //! it spread. Findings that never come to WARN make no trace.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use super::{Finding, Level, Link, track::Instant};
+use super::{Finding, Level, Link, key::ByKey, track::Instant};
 use crate::{
     signal::{Output, span_context},
     telemetry::{Span, SpanContext, Subject, attr},
@@ -28,7 +28,7 @@ struct Child {
 #[derive(Debug, Default)]
 pub(super) struct Incident {
     start_unix_ns: u64,
-    children: BTreeMap<String, Child>,
+    children: ByKey<String, Child>,
     beyond: u64,
     calm_since_ns: Option<u64>,
 }

@@ -7,11 +7,14 @@ use super::{
     SECOND, WITH_EVENTS,
     blocker::{self, Blocker},
     endpoint,
-    habits::Habits,
-    is_client, is_cut, name, server,
+    habits::{Asking, Habits},
+    is_client, is_cut, local_server, name,
 };
 use crate::{
-    detect::{Level, Seen, key::ByKey},
+    detect::{
+        Level, Seen,
+        key::{ByKey, key},
+    },
     signal::tcp::{Activity, Connection, Endpoint},
 };
 
@@ -58,45 +61,53 @@ pub(super) struct Crowd<'a> {
 }
 
 /// An endpoint at which somebody waits for long.
-#[derive(Default)]
 struct Place<'a> {
+    /// Who.
+    late: Vec<Asking<'a>>,
     /// All connections to it that are shown.
     here: Vec<&'a Connection>,
     /// Pools there, if not all connections are shown.
     pools: Vec<&'a Endpoint>,
 }
 
-/// These endpoints.
-struct Places<'a>(ByKey<(&'a str, u16), Place<'a>>);
-
-impl<'a> Places<'a> {
-    fn of(seen: &Seen<'a>, late: &BTreeMap<(&'a str, u16), Vec<&'a Connection>>) -> Self {
-        let tcp = &seen.snapshot.tcp;
-        let mut places: ByKey<_, _> = late.keys().map(|at| (*at, Place::default())).collect();
-        for row in tcp.connections.iter().filter(|row| is_client(row)) {
-            if let Some(place) = places.get_mut(&endpoint(row)) {
-                place.here.push(row);
-            }
+/// These endpoints, by address and port.
+fn places<'a>(seen: &Seen<'a>, late: ByKey<u64, Vec<Asking<'a>>>) -> Vec<Place<'a>> {
+    let tcp = &seen.snapshot.tcp;
+    let mut places: Vec<Place<'_>> = late
+        .into_values()
+        .map(|late| Place { late, here: Vec::new(), pools: Vec::new() })
+        .collect();
+    places.sort_by_key(|place| place.first().map(endpoint));
+    let at = |place: &Place<'_>| place.late.first().map(|asking| asking.at);
+    let numbers: ByKey<u64, usize> =
+        places.iter().zip(0..).filter_map(|(place, number)| Some((at(place)?, number))).collect();
+    for row in tcp.connections.iter().filter(|row| is_client(row)) {
+        let number = numbers.get(&key(endpoint(row)));
+        if let Some(place) = number.and_then(|at| places.get_mut(*at)) {
+            place.here.push(row);
         }
-        if is_cut(tcp) {
-            // They are by name.
-            let named = late.iter().filter_map(|(at, rows)| {
-                let row = rows.first()?;
-                Some(((name(row), row.peer_port), *at))
-            });
-            let named: ByKey<(&str, u16), (&str, u16)> = named.collect();
-            for pool in tcp.endpoints.iter().filter(|pool| pool.role == "client") {
-                let at = named.get(&(pool.address.as_str(), pool.port));
-                if let Some(place) = at.and_then(|at| places.get_mut(at)) {
-                    place.pools.push(pool);
-                }
-            }
-        }
-        Self(places)
     }
+    if is_cut(tcp) {
+        // They are by name.
+        let named = |place: &Place<'a>| place.first().map(|row| key((name(row), row.peer_port)));
+        let numbers: ByKey<u64, usize> =
+            places.iter().zip(0..).filter_map(|(place, at)| Some((named(place)?, at))).collect();
+        for pool in tcp.endpoints.iter().filter(|pool| pool.role == "client") {
+            let number = numbers.get(&key((pool.address.as_str(), pool.port)));
+            if let Some(place) = number.and_then(|at| places.get_mut(*at)) {
+                place.pools.push(pool);
+            }
+        }
+    }
+    places
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    /// One who waits.
+    fn first(&self) -> Option<&'a Connection> {
+        self.late.first().map(|asking| asking.row)
+    }
+
     /// Since anything came from there.
     fn silent_ns(&self) -> u64 {
         let shown = self.here.iter().filter_map(|row| row.last_receive_ns);
@@ -133,48 +144,36 @@ impl Crowds {
 
     /// Looks, and learns what is usual.
     pub(super) fn look<'a>(&mut self, seen: &Seen<'a>) -> Vec<Crowd<'a>> {
-        self.habits.learn(seen);
-        let rows = &seen.snapshot.tcp.connections;
-        let mut late: BTreeMap<(&str, u16), Vec<&Connection>> = BTreeMap::new();
-        for row in rows.iter().filter(|row| self.is_late(row)) {
-            late.entry(endpoint(row)).or_default().push(row);
+        let asking = Asking::all(seen, self.least_ns.min(SECOND));
+        self.habits.learn(seen, &asking);
+        let mut late: ByKey<u64, Vec<Asking<'_>>> = ByKey::default();
+        for asking in asking.iter().filter(|asking| self.is_late(asking)) {
+            late.entry(asking.at).or_default().push(*asking);
         }
         self.habits.learn_silences(seen, |at| late.contains_key(&at));
         if late.is_empty() {
             return Vec::new();
         }
-        let mut places = Places::of(seen, &late);
         let mut crowds = Vec::new();
-        for (at, late) in late {
-            let place = places.0.remove(&at).unwrap_or_default();
-            crowds.extend(self.crowd(seen, late, &place));
-        }
-        for crowd in &crowds {
+        for place in places(seen, late) {
+            let Some(crowd) = self.crowd(seen, &place) else { continue };
             if let Verdict::PileUp(level) | Verdict::Frozen(level) = crowd.verdict
                 && level >= Level::Warn
             {
-                self.habits.excuse(&crowd.late);
+                self.habits.excuse(&place.late);
             }
+            crowds.push(crowd);
         }
         crowds
     }
 
-    /// An answer that takes longer than usual. Of a program whose answers were not seen yet, nothing can be said.
-    fn is_late(&self, row: &Connection) -> bool {
-        is_client(row)
-            && matches!(row.activity, Activity::Waiting | Activity::ZeroWindow)
-            && row.activity_ns >= self.least_ns
-            && self.habits.late_after_ns(row, self.least_ns).is_some_and(|ns| row.activity_ns >= ns)
-            && !self.habits.is_habit(row)
+    fn is_late(&self, asking: &Asking<'_>) -> bool {
+        asking.row.activity_ns >= self.least_ns && self.habits.is_late(asking, self.least_ns)
     }
 
-    fn crowd<'a>(
-        &self,
-        seen: &Seen<'a>,
-        mut late: Vec<&'a Connection>,
-        place: &Place<'a>,
-    ) -> Option<Crowd<'a>> {
+    fn crowd<'a>(&self, seen: &Seen<'a>, place: &Place<'a>) -> Option<Crowd<'a>> {
         let here = place.here.as_slice();
+        let mut late: Vec<&Connection> = place.late.iter().map(|asking| asking.row).collect();
         late.sort_by_key(|row| std::cmp::Reverse(row.activity_ns));
         let longest = *late.first()?;
         let mut pids: BTreeMap<u32, (usize, usize)> = BTreeMap::new();
@@ -247,7 +246,7 @@ fn is_certain(seen: &Seen<'_>, crowd: &Crowd<'_>, here: &[&Connection]) -> bool 
 
 /// For how long the event loop of a server on this host, such as Redis, has been in one turn.
 pub(super) fn turns_no_more(seen: &Seen<'_>, row: &Connection) -> Option<u64> {
-    let pid = server(seen, row).pid?;
+    let (pid, _) = local_server(seen, row)?;
     let threads = seen.snapshot.sched.threads.iter();
     let main = threads.filter(|thread| thread.pid == pid && thread.tid == pid);
     let open_ns = main.filter_map(|thread| thread.event_loop.as_ref()).map(|turn| turn.open_ns);

@@ -44,6 +44,10 @@ fn in_several_homes<'a>(seen: &Seen<'a>) -> ByKey<u32, (&'a Pm2, &'a Process)> {
         let all = seen.snapshot.processes.values();
         all.filter_map(|process| Some((process.pm2.as_ref()?, &**process)))
     };
+    let first = workers().next().map(|(pm2, _)| &pm2.home);
+    if workers().all(|(pm2, _)| Some(&pm2.home) == first) {
+        return ByKey::default();
+    }
     let mut homes: ByKey<&str, (&str, bool)> = ByKey::default();
     for (pm2, _) in workers() {
         let (home, several) = homes.entry(&pm2.app).or_insert((&pm2.home, false));

@@ -91,6 +91,14 @@ struct Pool {
     used_ns: u64,
 }
 
+impl Pool {
+    /// After which time an answer is late; `None` while too few were seen.
+    fn late_after_ns(&self, least_ns: u64) -> Option<u64> {
+        let (median_ns, slow_ns) = self.usual_ns?;
+        Some(least_ns.max(median_ns.saturating_mul(20)).max(slow_ns.saturating_mul(3)))
+    }
+}
+
 #[derive(Debug, Default)]
 struct Known {
     /// When its first answer was seen.
@@ -112,6 +120,33 @@ struct Wait {
     used_ns: u64,
 }
 
+/// A client that waits for an answer, and by what it is known.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asking<'a> {
+    pub(super) row: &'a Connection,
+    /// Its endpoint.
+    pub(super) at: u64,
+    pool: u64,
+    wait: u64,
+}
+
+impl<'a> Asking<'a> {
+    /// All that have waited for as long.
+    pub(super) fn all(seen: &Seen<'a>, least_ns: u64) -> Vec<Self> {
+        let asks = |row: &&Connection| {
+            matches!(row.activity, Activity::Waiting | Activity::ZeroWindow)
+                && row.activity_ns >= least_ns
+                && is_client(row)
+        };
+        seen.snapshot.tcp.connections.iter().filter(asks).map(Self::of).collect()
+    }
+
+    fn of(row: &'a Connection) -> Self {
+        let at = key(endpoint(row));
+        Self { row, at, pool: pool_key(row, at), wait: wait_key(row, at) }
+    }
+}
+
 /// What was learned.
 #[derive(Debug, Default)]
 pub(super) struct Habits {
@@ -125,7 +160,7 @@ pub(super) struct Habits {
 
 impl Habits {
     /// Learns from a look.
-    pub(super) fn learn(&mut self, seen: &Seen<'_>) {
+    pub(super) fn learn(&mut self, seen: &Seen<'_>, asking: &[Asking<'_>]) {
         let rows = &seen.snapshot.tcp.connections;
         // No first look is fresh: what was received before it may be of any age.
         let fresh_ns = seen.elapsed_ns;
@@ -136,14 +171,15 @@ impl Habits {
             let Some(received_ns) = row.last_receive_ns.filter(|ns| *ns < fresh_ns) else {
                 continue;
             };
+            let at = key(endpoint(row));
             if let Some(answer_ns) = row.last_send_ns.and_then(|ns| ns.checked_sub(received_ns)) {
-                let pool = self.pools.entry(pool_key(row)).or_default();
+                let pool = self.pools.entry(pool_key(row, at)).or_default();
                 pool.used_ns = seen.now_ns;
                 pool.answers.add(answer_ns);
                 let [median_ns, slow_ns] = [0.5, 0.95].map(|share| pool.answers.quantile_ns(share));
                 pool.usual_ns = median_ns.zip(slow_ns);
             }
-            let known = self.endpoints.entry(key(endpoint(row))).or_default();
+            let known = self.endpoints.entry(at).or_default();
             if known.used_ns != seen.now_ns {
                 let dark_ns = seen.now_ns.saturating_sub(known.used_ns) as f64;
                 // What no answer was seen in counts as silence, all of it but the last look.
@@ -156,21 +192,21 @@ impl Habits {
                 known.used_ns = seen.now_ns;
             }
         }
-        self.learn_waits(seen);
+        self.learn_waits(seen, asking);
         forget(&mut self.pools, |pool| pool.used_ns);
         forget(&mut self.endpoints, |known| known.used_ns);
         forget(&mut self.waits, |wait| wait.used_ns);
         self.begun = true;
     }
 
-    fn learn_waits(&mut self, seen: &Seen<'_>) {
+    fn learn_waits(&mut self, seen: &Seen<'_>, asking: &[Asking<'_>]) {
         let first = !self.begun;
-        let long = |row: &&Connection| {
-            row.activity == Activity::Waiting && is_client(row) && row.activity_ns >= SECOND
-        };
-        for row in seen.snapshot.tcp.connections.iter().filter(long) {
+        for Asking { row, wait, .. } in asking {
+            if row.activity != Activity::Waiting || row.activity_ns < SECOND {
+                continue;
+            }
             let asked_ns = seen.now_ns.saturating_sub(row.activity_ns);
-            let wait = self.waits.entry(wait_key(row)).or_insert(Wait {
+            let wait = self.waits.entry(*wait).or_insert(Wait {
                 age_ns: 0,
                 asked_ns,
                 habitual: first && row.activity_ns >= FIRST_NS,
@@ -187,19 +223,19 @@ impl Habits {
     }
 
     /// Learns how long sessions are silent, from endpoints where nobody is late.
-    pub(super) fn learn_silences(
-        &mut self,
-        seen: &Seen<'_>,
-        is_late: impl Fn((&str, u16)) -> bool,
-    ) {
+    pub(super) fn learn_silences(&mut self, seen: &Seen<'_>, is_late: impl Fn(u64) -> bool) {
         let rows = &seen.snapshot.tcp.connections;
         let rests = |row: &&Connection| {
             is_client(row) && matches!(row.activity, Activity::Idle | Activity::Active)
         };
         let step = rows.len() / MAX_LEARNED + 1;
         let rows = rows.iter().skip(self.turn).step_by(step).filter(rests);
-        for row in rows.filter(|row| !is_late(endpoint(row))) {
-            let pool = self.pools.entry(pool_key(row)).or_default();
+        for row in rows {
+            let at = key(endpoint(row));
+            if is_late(at) {
+                continue;
+            }
+            let pool = self.pools.entry(pool_key(row, at)).or_default();
             pool.used_ns = seen.now_ns;
             pool.silences.add(row.activity_ns);
         }
@@ -212,29 +248,38 @@ impl Habits {
         range_ns: (u64, u64),
         sessions: usize,
     ) -> bool {
-        let pool = self.pools.get(&pool_key(row));
+        let pool = self.pools.get(&pool_key(row, key(endpoint(row))));
         let share = pool.and_then(|pool| pool.silences.share(range_ns.0, range_ns.1));
         share.is_some_and(|share| share * sessions as f64 > BY_CHANCE)
     }
 
     /// These wait because of an incident, not by habit.
-    pub(super) fn excuse(&mut self, rows: &[&Connection]) {
-        for row in rows {
-            if let Some(wait) = self.waits.get_mut(&wait_key(row)) {
+    pub(super) fn excuse(&mut self, asking: &[Asking<'_>]) {
+        for Asking { wait, .. } in asking {
+            if let Some(wait) = self.waits.get_mut(wait) {
                 wait.excused = true;
             }
         }
     }
 
+    /// An answer that takes longer than usual, and at least as long. Of a program whose answers were not seen yet, nothing
+    /// can be said.
+    pub(super) fn is_late(&self, asking: &Asking<'_>, least_ns: u64) -> bool {
+        let Asking { row, pool, wait, .. } = asking;
+        let late_ns = self.pools.get(pool).and_then(|pool| pool.late_after_ns(least_ns));
+        late_ns.is_some_and(|late_ns| row.activity_ns >= late_ns)
+            && !self.waits.get(wait).is_some_and(|wait| wait.habitual)
+    }
+
     /// Whether a connection waits for long in good health.
     pub(super) fn is_habit(&self, row: &Connection) -> bool {
-        self.waits.get(&wait_key(row)).is_some_and(|wait| wait.habitual)
+        let wait = wait_key(row, key(endpoint(row)));
+        self.waits.get(&wait).is_some_and(|wait| wait.habitual)
     }
 
     /// After which time an answer is late; `None` while too few were seen.
     pub(super) fn late_after_ns(&self, row: &Connection, least_ns: u64) -> Option<u64> {
-        let (median_ns, slow_ns) = self.pools.get(&pool_key(row))?.usual_ns?;
-        Some(least_ns.max(median_ns.saturating_mul(20)).max(slow_ns.saturating_mul(3)))
+        self.pools.get(&pool_key(row, key(endpoint(row))))?.late_after_ns(least_ns)
     }
 
     /// Whether it waits no longer than its program is used to.
@@ -244,7 +289,7 @@ impl Habits {
 
     /// The median of a pool's answers.
     pub(super) fn usual_ns(&self, row: &Connection) -> Option<u64> {
-        Some(self.pools.get(&pool_key(row))?.usual_ns?.0)
+        Some(self.pools.get(&pool_key(row, key(endpoint(row))))?.usual_ns?.0)
     }
 
     /// Whether answers came all the time until this instant, and for how long at least.
@@ -258,12 +303,14 @@ impl Habits {
     }
 }
 
-fn pool_key(row: &Connection) -> u64 {
-    key((&row.name, endpoint(row)))
+/// `at`: its endpoint.
+fn pool_key(row: &Connection, at: u64) -> u64 {
+    key((&row.name, at))
 }
 
-fn wait_key(row: &Connection) -> u64 {
-    key((row.pid, &row.local_address, row.local_port, endpoint(row)))
+/// Likewise.
+fn wait_key(row: &Connection, at: u64) -> u64 {
+    key((row.pid, &row.local_address, row.local_port, at))
 }
 
 /// Keeps the bound: the older half goes, so that the search for them is paid for once in a while.

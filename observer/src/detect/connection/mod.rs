@@ -80,22 +80,32 @@ fn place(address: &str, port: u16) -> String {
     if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
 }
 
-/// The database behind an endpoint: the process if it runs here and only one can be it, else the peer.
-fn server(seen: &Seen<'_>, row: &Connection) -> Party {
+/// The process behind an endpoint, if it runs here and only one can be it: its pid and name.
+fn local_server<'a>(seen: &Seen<'a>, row: &Connection) -> Option<(u32, &'a str)> {
     let address = &row.peer_address;
-    let here = address.starts_with("127.") || address == "::1" || *address == row.local_address;
-    let names = SERVERS.iter().find(|(system, _)| *system == row.system).map(|(_, names)| *names);
-    let is_server = |pid: &u32, names: &[&str]| {
+    if !(address.starts_with("127.") || address == "::1" || *address == row.local_address) {
+        return None;
+    }
+    let (_, names) = SERVERS.iter().find(|(system, _)| *system == row.system)?;
+    let is_server = |pid: &u32| {
         seen.process(*pid).is_some_and(|process| names.contains(&process.name.as_str()))
     };
-    if let (true, Some(names)) = (here, names) {
-        // The first of its tree: PostgreSQL's sessions are children of the one that listens.
-        let mut first = seen.snapshot.processes.iter().filter(|(pid, process)| {
-            is_server(pid, names) && !is_server(&process.parent_pid, names)
-        });
-        if let (Some((pid, process)), None) = (first.next(), first.next()) {
-            return party::process(seen.snapshot, *pid, &process.name, 1.0);
-        }
+    // The first of its tree: PostgreSQL's sessions are children of the one that listens.
+    let mut first = seen
+        .snapshot
+        .processes
+        .iter()
+        .filter(|(pid, process)| is_server(pid) && !is_server(&process.parent_pid));
+    match (first.next(), first.next()) {
+        (Some((pid, process)), None) => Some((*pid, process.name.as_str())),
+        _ => None,
+    }
+}
+
+/// The database behind an endpoint: its process if it runs here, else the peer.
+fn server(seen: &Seen<'_>, row: &Connection) -> Party {
+    if let Some((pid, name)) = local_server(seen, row) {
+        return party::process(seen.snapshot, pid, name, 1.0);
     }
     let mut peer = party::peer(&format!("{}:{}", row.peer_address, row.peer_port));
     if !row.peer_name.is_empty() {

@@ -72,8 +72,8 @@ struct CrashLoop {
     programs: BTreeMap<String, Program>,
     /// The newest failure that was taken, and those of the same instant.
     taken: (u64, Vec<u32>),
-    /// Processes that were services, with their programs and when they were last seen.
-    services: ByKey<u32, (u64, String)>,
+    /// Processes that were services, and when they were last seen.
+    services: ByKey<u32, u64>,
     /// Workers of PM2: (home, app, number) -> pid and since when.
     workers: BTreeMap<(String, String, u32), (u32, u64)>,
 }
@@ -128,12 +128,10 @@ impl CrashLoop {
     fn services(&mut self, seen: &Seen<'_>) {
         for thread in seen.snapshot.sched.threads.iter().filter(|thread| thread.pid == thread.tid) {
             if self.services.len() < MAX_SERVICES || self.services.contains_key(&thread.pid) {
-                let service = self.services.entry(thread.pid).or_default();
-                service.0 = seen.now_ns;
-                service.1.clone_from(&thread.name);
+                self.services.insert(thread.pid, seen.now_ns);
             }
         }
-        self.services.retain(|_, (at_ns, _)| seen.now_ns.saturating_sub(*at_ns) < WINDOW_NS);
+        self.services.retain(|_, at_ns| seen.now_ns.saturating_sub(*at_ns) < WINDOW_NS);
     }
 
     fn failures(&mut self, seen: &Seen<'_>) {
