@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use observer_abi::{
-    alloc::{TASK_BLOCKED, TASK_KERNEL, TASK_WATCHED, TaskRow},
+    alloc::{TASK_BLOCKED, TASK_WATCHED, TaskRow},
     histogram::{BUCKETS, upper_bound_ns},
     sched::{LoopGap, Stall, Watch, phase},
 };
 
 use super::{
-    BUSY, BlockedTask, CpuCgroup, Disk, EventLoop, LOOP_GAP, LOOP_OPEN, RUN_DELAY, STALLS, STEAL,
-    THROTTLED, Thread, Uninterruptible, View,
+    BUSY, BlockedTask, CpuCgroup, EventLoop, LOOP_GAP, LOOP_OPEN, RUN_DELAY, STALLS, STEAL,
+    THROTTLED, Thread, View, disk,
     poller::{Judged, Poller},
     recent::Recent,
     span,
@@ -32,10 +32,6 @@ const BLOCKED_AFTER_NS: u64 = 1_000_000_000;
 const CONSUMERS_BUSY: f64 = 0.6;
 /// See [`CONSUMERS_BUSY`].
 const CONSUMERS_DELAY: f64 = 0.05;
-/// Those who use disks are read from this time of a request on, of a disk that has requests for this share of the time.
-const SENDERS_WAIT_NS: u64 = 10_000_000;
-/// See [`SENDERS_WAIT_NS`].
-const SENDERS_BUSY: f64 = 0.5;
 /// Ticks that a stall waits for the names of its kernel stack.
 const NAME_PATIENCE: u32 = 3;
 /// Names of kernel functions kept; the same few stacks come again and again.
@@ -127,8 +123,7 @@ impl Sched {
 
     /// Whether it matters who has disks read and write: one of them is slow.
     pub fn wants_senders(&self) -> bool {
-        let slow = |disk: &Disk| disk.wait_ns >= SENDERS_WAIT_NS && disk.busy_ratio >= SENDERS_BUSY;
-        self.view.disks.iter().any(slow)
+        disk::want_senders(&self.view.disks)
     }
 
     /// Whether the probe on system calls should be attached.
@@ -271,7 +266,7 @@ impl Sched {
         self.blocked(readings);
         self.cpu(readings.times);
         self.view.consumers = readings.consumers.to_vec();
-        self.uninterruptible(readings.tasks);
+        self.view.uninterruptible = disk::uninterruptible(readings.tasks);
         self.view.disks = readings.disks.to_vec();
         self.view.senders = readings.senders.to_vec();
         self.cgroups(readings.cgroups, readings.elapsed_ns);
@@ -388,24 +383,6 @@ impl Sched {
             }
         }
         self.blocked = blocked;
-    }
-
-    /// Who sleeps uninterruptibly now, be it for a moment.
-    fn uninterruptible(&mut self, tasks: &[TaskRow]) {
-        let mut rows: BTreeMap<u32, Uninterruptible> = BTreeMap::new();
-        let blocked =
-            tasks.iter().filter(|row| row.flags & (TASK_BLOCKED | TASK_KERNEL) == TASK_BLOCKED);
-        for row in blocked {
-            let one = rows.entry(row.tgid).or_insert_with(|| Uninterruptible {
-                pid: row.tgid,
-                name: comm_text(&row.comm),
-                tasks: 0,
-            });
-            one.tasks += 1;
-        }
-        self.view.uninterruptible = rows.into_values().collect();
-        self.view.uninterruptible.sort_by_key(|row| std::cmp::Reverse(row.tasks));
-        self.view.uninterruptible.truncate(MAX_ROWS);
     }
 
     fn cpu(&mut self, times: Times) {

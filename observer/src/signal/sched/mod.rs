@@ -1,5 +1,6 @@
 //! Scheduler and event-loop stalls: who waits for a CPU, who is blocked on what, and which event loop does not turn.
 
+mod disk;
 mod fold;
 mod poller;
 mod recent;
