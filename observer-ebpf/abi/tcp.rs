@@ -132,6 +132,13 @@ impl Owned {
         if old != state::SYN_SENT && old != state::SYN_RECV {
             self.was_established = 1;
         }
+        if self.closer == OPEN {
+            self.closer = match old {
+                state::FIN_WAIT1 | state::FIN_WAIT2 | state::CLOSING => LOCAL,
+                state::CLOSE_WAIT | state::LAST_ACK => PEER,
+                _ => OPEN,
+            };
+        }
     }
 }
 
@@ -301,7 +308,8 @@ mod tests {
     #[test]
     fn changes_that_were_missed_follow_from_those_that_were_seen() {
         use state::{
-            CLOSE, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, SYN_RECV, SYN_SENT,
+            CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LAST_ACK, SYN_RECV,
+            SYN_SENT,
         };
         let (begin, active) = ((SYN_SENT, ESTABLISHED), (ESTABLISHED, FIN_WAIT1));
         // This side closes first.
@@ -314,7 +322,12 @@ mod tests {
         check(&[begin, passive, (LAST_ACK, CLOSE)], false, PEER, 1);
         check(&[passive, (LAST_ACK, CLOSE)], true, PEER, 1);
         check(&[told, (CLOSE_WAIT, CLOSE)], false, PEER, 1);
-        check(&[(CLOSE_WAIT, CLOSE)], false, OPEN, 1);
+        check(&[(CLOSE_WAIT, CLOSE)], false, PEER, 1);
+        // Only the end was seen.
+        check(&[(LAST_ACK, CLOSE)], false, PEER, 1);
+        check(&[(FIN_WAIT1, CLOSE)], false, LOCAL, 1);
+        check(&[(FIN_WAIT2, CLOSE)], false, LOCAL, 1);
+        check(&[(CLOSING, CLOSE)], false, LOCAL, 1);
         // A reset, and a connection that never was.
         check(&[begin, (ESTABLISHED, CLOSE)], false, OPEN, 1);
         check(&[(ESTABLISHED, CLOSE)], false, OPEN, 1);

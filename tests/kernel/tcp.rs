@@ -37,7 +37,7 @@ fn postgres_connections_give_one_span_each() {
     check_spans("postgres", server.port);
 }
 
-/// Network interrupts come within connect(2) and close(2) of others, where the kernel skips our program.
+/// Network interrupts come within connect(2) and close(2) of others, where newer kernels skip our programs, and count it.
 #[test]
 fn ends_are_right_where_interrupts_meet() {
     const PORT: u16 = 5432;
@@ -45,20 +45,27 @@ fn ends_are_right_where_interrupts_meet() {
     let Some(_host) = needs::host(test, &["unshare", "ip"]) else { return };
     let agent = Agent::start(&[]);
     let count = Namespace::with_interrupts().enter(|| churn(PORT, seconds(3)));
-    let all_ended = |snapshot: &Snapshot| {
-        let tcp = &snapshot.tcp;
-        (tcp.opened >= count && tcp.closed == tcp.opened).then_some(tcp.opened)
-    };
-    let opened = agent.wait_snapshot("an end of each connection", seconds(15), all_ended);
-    assert_eq!(opened, count);
-    let losses = agent.snapshot().health.losses;
-    let unseen = losses.iter().find(|loss| loss.stage == "ledger.unseen").expect("it has a row");
-    assert_eq!(unseen.count, 0, "both sides closed, which is seen: {losses:?}");
+    // Skips are read each ten seconds.
+    agent.wait_snapshot("each connection with its end, or a skip", seconds(30), |snapshot| {
+        let (opened, closed) = (snapshot.tcp.opened, snapshot.tcp.closed);
+        let (missed, unseen) = (lost(snapshot, "missed."), lost(snapshot, "ledger.unseen"));
+        let open = opened.checked_sub(closed)?;
+        (opened <= count && opened + missed >= count && open + unseen <= missed).then_some(())
+    });
     let telemetry = agent.stop();
-    for span in client_spans(&telemetry, PORT) {
+    let spans: Vec<_> = client_spans(&telemetry, PORT).collect();
+    assert!(!spans.is_empty());
+    for span in spans {
+        // What is made of changes that are missed; a reset would be the kernel's own word.
         let reason = str_of(&span.attrs, "observer.tcp.close_reason");
-        assert!(["local_close", "peer_close"].contains(&reason), "{span:?}");
+        assert!(!["aborted", "connect_failed", "reset_by_local"].contains(&reason), "{span:?}");
     }
+}
+
+/// Sum of the losses whose stage starts so.
+fn lost(snapshot: &Snapshot, stage: &str) -> u64 {
+    let losses = snapshot.health.losses.iter();
+    losses.filter(|loss| loss.stage.starts_with(stage)).map(|loss| loss.count).sum()
 }
 
 /// Connects and closes on loopback for so long, half of the times the server first, and says how often.

@@ -8,8 +8,6 @@
 //! (docs/principles.md, 6).
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
-// A closure that two programs share would be a function of its own, which no program may call (build.rs).
-#![cfg_attr(target_arch = "bpf", feature(stmt_expr_attributes))]
 #![cfg_attr(
     target_arch = "bpf",
     expect(unsafe_code, reason = "BPF helpers and kernel memory; the verifier is the judge")
