@@ -17,6 +17,7 @@ use observer_tests::{
     cgroup::Cgroup,
     needs,
     otlp::{Log, int_of},
+    procfs,
     program::{Program, signal_pid},
     seconds,
     source::Source,
@@ -313,4 +314,19 @@ fn a_library_that_was_replaced_is_probed_all_the_same() {
 fn maps_deleted(pid: u32, file: &Path) -> bool {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     maps.lines().any(|line| line.ends_with(&format!("{} (deleted)", file.display())))
+}
+
+/// Its programs are loaded at the start, to see whether the kernel takes them. What that needs is given back, as the agent is
+/// to be small on small hosts.
+#[test]
+fn an_agent_that_only_might_probe_is_small() {
+    const MOST_BYTES: u64 = 12 * MIB;
+    let test = "malloc::an_agent_that_only_might_probe_is_small";
+    let Some(_host) = needs::host(test, &[]) else { return };
+    let agent = Agent::start(&[]);
+    let rows = agent.snapshot().health.programs;
+    assert!(rows.iter().any(|row| row.name == "malloc_probe"), "{rows:?}");
+    let memory = procfs::memory(agent.pid()).expect("it runs");
+    assert!(memory.anon < MOST_BYTES, "{memory:?}");
+    agent.stop();
 }

@@ -127,8 +127,11 @@ pub fn row(support: &Support) -> Program {
             "use a kernel with CONFIG_UPROBE_EVENTS, and mount sysfs",
         );
     }
-    match load() {
-        Ok(_) => row,
+    let loaded = load().map(drop);
+    // What reading the object took would stay with the agent: some 11 MB.
+    super::trim_heap();
+    match loaded {
+        Ok(()) => row,
         Err(error) => refused(load::brief(&error), plan::remedy(load::errno(&error), support)),
     }
 }
